@@ -32,17 +32,28 @@ pub(super) struct Moment<R, T> {
     pub(super) seen: Vec<T>,
     /// The decisions in between.
     pub(super) since: Delta,
+    /// The entry of the outbox that PostgreSQL is at.
+    pub(super) projected_entry: StreamId,
+    /// Whether everything that may be evicted, because PostgreSQL has it, has been set to expire.
+    pub(super) evicted: bool,
 }
 
 /// Decisions that Redis has made and the rows of PostgreSQL lack.
 pub(super) struct Delta {
     pub(super) batch: Batch,
     pub(super) events: Vec<Event>,
+    /// The entry with the last change of each balance that changed.
+    pub(super) tails: HashMap<i64, StreamId>,
 }
 
 impl Delta {
-    fn new(events: Vec<Event>) -> Self {
-        Delta { batch: Batch::fold(&events), events }
+    fn new(events: Vec<(StreamId, Event)>) -> Self {
+        let mut tails = HashMap::new();
+        for (entry, event) in &events {
+            tails.extend(changed_balances(&event.body).into_iter().map(|(user, _)| (user, *entry)));
+        }
+        let events: Vec<Event> = events.into_iter().map(|(_, event)| event).collect();
+        Delta { batch: Batch::fold(&events), events, tails }
     }
 
     /// The change of the number of PENDING orders, by user.
@@ -61,9 +72,23 @@ impl Delta {
     }
 }
 
-/// The decisions between two positions.
+/// The users whose balances a decision changed, each with the number of its new balance entry.
+pub(super) fn changed_balances(body: &Body) -> Vec<(i64, i64)> {
+    let entry = match body {
+        Body::BalanceCharged(entry) => Some(entry),
+        Body::OrderPaid(paid) => paid.entry.as_ref(),
+        Body::OrderClosed(closed) => closed.entry.as_ref(),
+        Body::UsersCreated { first, step, count, balance, .. } if *balance > 0 => {
+            return (0..*count).map(|n| (first.get().saturating_add(n.saturating_mul(*step)), 1)).collect();
+        }
+        _ => None,
+    };
+    entry.map(|entry| (entry.user_id.get(), entry.entry_no)).into_iter().collect()
+}
+
+/// The decisions between two positions, each with its entry.
 enum Between {
-    Complete(Vec<Event>),
+    Complete(Vec<(StreamId, Event)>),
     /// One read does not contain them all.
     TooMany,
     /// The outbox lacks some.
@@ -83,7 +108,7 @@ impl Audit {
             let (mut snapshot, projected) = Snapshot::with_projection_blocked(&self.db, here).await?;
             let rows = rows(&mut snapshot).await?;
             let last: StreamId = projected.stream_id.parse()?;
-            let Inspected { position, entries, records } = inspect((last, MAX_EVENTS)).await?;
+            let Inspected { position, relayed, entries, records } = inspect((last, MAX_EVENTS)).await?;
             snapshot.end().await?;
             let Some(decided) = position else { bail!("Redis has lost the state of partition {}", here.0) };
             let projected = projected.position;
@@ -91,7 +116,11 @@ impl Audit {
                 bail!("partition {} of Redis is at {decided:?}, behind PostgreSQL's {projected:?}", here.0);
             }
             match between(projected, decided, &entries) {
-                Between::Complete(events) => return Ok(Moment { rows, seen: records, since: Delta::new(events) }),
+                Between::Complete(events) => {
+                    let evicted = relayed.is_some_and(|mark| mark.position >= projected);
+                    let since = Delta::new(events);
+                    return Ok(Moment { rows, seen: records, since, projected_entry: last, evicted });
+                }
                 Between::TooMany => tokio::time::sleep(RETRY_INTERVAL).await,
                 Between::Lost => bail!(
                     "partition {}: the outbox does not lead from {projected:?}, where PostgreSQL is, to {decided:?}: decisions \
@@ -106,14 +135,15 @@ impl Audit {
 
 fn between(projected: Position, decided: Position, entries: &[Entry]) -> Between {
     let (mut events, mut at) = (Vec::new(), projected);
-    for Decoded { position, event } in entries.iter().flat_map(|entry| event::decode(&entry.fields)) {
+    let decoded = |entry: &Entry| event::decode(&entry.fields).into_iter().zip(std::iter::repeat(entry.id));
+    for (Decoded { position, event }, entry) in entries.iter().flat_map(decoded) {
         let Some((epoch, seq)) = position else { continue };
         let found = Position { epoch, seq };
         let next = Position { seq: at.seq + 1, ..at };
         if found == next {
             at = found;
             // An unreadable event is skipped: it becomes a dead letter, which is a finding of its own.
-            events.extend(event);
+            events.extend(event.ok().map(|event| (entry, event)));
         } else if found > at && event.is_ok() {
             return Between::Lost;
         }

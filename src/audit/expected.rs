@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::delta::Delta;
 use crate::{
     model::{
-        Millis, OrderStatus,
-        event::{Body, pack_lines},
+        CouponId, Millis, OrderStatus, RECORD_TTL_MS,
+        event::{Body, OrderPlaced, pack_lines},
     },
-    postgres::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, UserRow},
-    redis::records::pack_coupon,
+    postgres::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RecordRow, UserRow},
+    redis::{commands::DAY_FORMAT, records::pack_coupon},
 };
 
 pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, UserRow> {
@@ -116,6 +116,9 @@ pub(super) fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashM
         };
         campaigns.insert(id, row);
     }
+    for new in since.batch.new_coupons.iter().chain(&since.batch.remote_coupons) {
+        campaigns.entry(new.coupon).and_modify(|row| row.last_no = row.last_no.max(new.issue_no));
+    }
     for (id, (opens_at, closes_at)) in &since.batch.windows {
         campaigns.entry(*id).and_modify(|row| {
             (row.opens_at, row.closes_at) = (opens_at.0, closes_at.0);
@@ -128,20 +131,6 @@ pub(super) fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashM
         });
     }
     campaigns
-}
-
-/// The fields that Redis must have of an order; an absent field is empty.
-pub(super) struct ExpectedOrder {
-    pub(super) user: i64,
-    pub(super) status: String,
-    pub(super) reason: String,
-    pub(super) total: i64,
-    pub(super) final_price: i64,
-    pub(super) coupon: String,
-    pub(super) own: String,
-    pub(super) remote: String,
-    pub(super) paid_at: String,
-    pub(super) closed_at: String,
 }
 
 /// Orders that are closed in PostgreSQL and have no later decision: only these may be evicted.
@@ -162,64 +151,108 @@ pub(super) fn evictable_orders(rows: &[OrderRow], since: &Delta) -> HashSet<i64>
     evictable
 }
 
-pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64, ExpectedOrder> {
-    fn shown<T: ToString>(value: Option<T>) -> String {
-        value.map(|value| value.to_string()).unwrap_or_default()
-    }
-    let as_expected = |row: OrderRow| ExpectedOrder {
-        user: row.user_id,
-        status: row.status,
-        reason: row.close_reason.unwrap_or_default(),
-        total: row.total,
-        final_price: row.final_price,
-        coupon: shown(row.coupon_id),
-        own: row.own,
-        remote: row.remote,
-        paid_at: shown(row.paid_at),
-        closed_at: shown(row.closed_at),
-    };
-    let mut orders: HashMap<i64, ExpectedOrder> = rows.into_iter().map(|row| (row.id, as_expected(row))).collect();
-    for (placed, _) in &since.batch.new_orders {
-        let order = ExpectedOrder {
-            user: placed.user.get(),
-            status: OrderStatus::Pending.as_str().to_owned(),
-            reason: String::new(),
-            total: placed.total,
-            final_price: placed.final_price,
-            coupon: shown(placed.coupon),
-            own: pack_lines(&placed.lines),
-            remote: pack_lines(&placed.remote),
-            paid_at: String::new(),
-            closed_at: String::new(),
-        };
-        orders.insert(placed.order.get(), order);
+/// Orders with their payments.
+pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64, OrderRow> {
+    let mut orders: HashMap<i64, OrderRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+    for (placed, at) in &since.batch.new_orders {
+        orders.insert(placed.order.get(), placed_order(placed, *at));
     }
     for (id, state) in &since.batch.orders {
         orders.entry(*id).and_modify(|order| {
             order.status = state.status.as_str().to_owned();
-            order.reason = shown(state.reason.map(|reason| reason.as_str()));
-            if let Some(at) = state.paid_at {
-                order.paid_at = at.0.to_string();
-            }
-            order.closed_at = shown(state.closed_at.map(|at| at.0));
+            order.close_reason = state.reason.map(|reason| reason.as_str().to_owned());
+            order.paid_at = state.paid_at.map(|at| at.0).or(order.paid_at);
+            order.closed_at = state.closed_at.map(|at| at.0);
+            order.day = state.sold_on.map(|day| day.format(DAY_FORMAT).to_string()).or(order.day.take());
         });
+    }
+    for new in &since.batch.new_payments {
+        orders.entry(new.order).and_modify(|order| {
+            order.payment_id = Some(new.id);
+            order.payment_type = Some(new.payment_type.as_str().to_owned());
+            order.method = Some(new.method.to_owned());
+            order.payment_status = Some("STARTED".to_owned());
+            order.receipt = Some(new.receipt.clone());
+            order.started_at = Some(new.at.0);
+            (order.key_digest, order.key_fingerprint) = new.key.clone().unzip();
+        });
+    }
+    for order in orders.values_mut() {
+        let Some(state) = order.receipt.as_ref().and_then(|receipt| since.batch.payments.get(receipt)) else {
+            continue;
+        };
+        order.payment_status = Some(state.status.to_owned());
+        order.transaction_id = state.transaction.clone().or(order.transaction_id.take());
     }
     orders
 }
 
-/// Orders whose remote hold is SETTLED in PostgreSQL and has no later decision: only these holds may be evicted. (A
-/// released hold expires by itself.)
-pub(super) fn evictable_holds(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
-    let settled = rows.iter().filter(|row| row.state == "SETTLED").map(|row| row.order_id);
-    settled.filter(|order| !since.batch.holds.contains_key(order)).collect()
+/// An order that was only placed.
+fn placed_order(placed: &OrderPlaced, at: Millis) -> OrderRow {
+    OrderRow {
+        id: placed.order.get(),
+        user_id: placed.user.get(),
+        status: OrderStatus::Pending.as_str().to_owned(),
+        total: placed.total,
+        discount: placed.discount,
+        final_price: placed.final_price,
+        coupon_id: placed.coupon.map(CouponId::get),
+        placed_at: at.0,
+        expires_at: placed.expires_at.0,
+        closed_at: None,
+        close_reason: None,
+        ended_at: None,
+        day: None,
+        own: pack_lines(&placed.lines),
+        remote: pack_lines(&placed.remote),
+        payment_id: None,
+        payment_type: None,
+        method: None,
+        payment_status: None,
+        receipt: None,
+        transaction_id: None,
+        started_at: None,
+        paid_at: None,
+        key_digest: None,
+        key_fingerprint: None,
+    }
 }
 
-/// State and lines by order.
-pub(super) fn expected_holds(rows: Vec<HoldRow>, since: &Delta) -> HashMap<i64, (String, String)> {
-    let mut holds: HashMap<i64, (String, String)> =
-        rows.into_iter().map(|row| (row.order_id, (row.state, row.lines))).collect();
+/// Orders whose remote hold has ended with a sale or a refund in PostgreSQL and has no later decision: only these holds may be
+/// evicted. (A released hold expires by itself.)
+pub(super) fn evictable_holds(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
+    let ended = rows.iter().filter(|row| matches!(row.state.as_str(), "SETTLED" | "REFUNDED")).map(|row| row.order_id);
+    ended.filter(|order| !since.batch.holds.contains_key(order)).collect()
+}
+
+/// Remote holds by order. The end of its order's hold is unknown of a hold that PostgreSQL lacks.
+pub(super) fn expected_holds(rows: Vec<HoldRow>, since: &Delta) -> HashMap<i64, HoldRow> {
+    let mut holds: HashMap<i64, HoldRow> = rows.into_iter().map(|row| (row.order_id, row)).collect();
     for (order, hold) in &since.batch.holds {
-        holds.insert(*order, (hold.state.as_str().to_owned(), pack_lines(&hold.lines)));
+        let (state, lines) = (hold.state.as_str().to_owned(), pack_lines(&hold.lines));
+        let new = HoldRow {
+            partition: 0,
+            order_id: *order,
+            user_id: hold.user,
+            state,
+            lines,
+            placed_at: None,
+            expires_at: holds.get(order).and_then(|row| row.expires_at),
+            paid_at: None,
+        };
+        holds.insert(*order, new);
     }
     holds
+}
+
+/// Idempotency records by the digest of the key.
+pub(super) fn expected_records(rows: Vec<RecordRow>, since: &Delta) -> HashMap<String, RecordRow> {
+    let mut records: HashMap<String, RecordRow> = rows.into_iter().map(|row| (row.digest.clone(), row)).collect();
+    for (digest, (record, at)) in &since.batch.records {
+        let (fingerprint, reply) = (record.fingerprint.clone(), record.reply.clone());
+        let expires_at = at.plus(RECORD_TTL_MS).0;
+        records
+            .insert(digest.clone(), RecordRow { partition: 0, digest: digest.clone(), fingerprint, reply, expires_at });
+    }
+    records
 }

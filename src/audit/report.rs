@@ -7,6 +7,9 @@ use crate::model::Millis;
 /// Discrepancies that each check names.
 const MAX_NAMED: usize = 20;
 
+/// The end of a discrepancy of something that this version does not know.
+pub(super) const UNKNOWN: &str = "is nothing of ours";
+
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
@@ -36,16 +39,18 @@ pub struct AuditReport {
     pub at: Millis,
     pub seconds: f64,
     began: Instant,
+    /// Whether what this version does not know is no discrepancy.
+    ignores_unknown: bool,
 }
 
 impl AuditReport {
-    pub(super) fn begin(at: Millis) -> Self {
+    pub(super) fn begin(at: Millis, ignores_unknown: bool) -> Self {
         let (checks, positions) = (Vec::new(), Vec::new());
-        AuditReport { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now() }
+        AuditReport { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now(), ignores_unknown }
     }
 
     pub(super) fn add(&mut self, findings: Findings) {
-        let check = findings.check();
+        let check = findings.check(self.ignores_unknown);
         self.balanced &= check.ok;
         self.checks.push(check);
     }
@@ -95,15 +100,14 @@ pub(super) struct Findings {
     checked: i64,
     found: usize,
     named: Vec<String>,
+    /// Those of keys and fields that this version does not know, which end with [`UNKNOWN`].
+    unknown: usize,
+    unknown_named: Vec<String>,
 }
 
 impl Findings {
     pub(super) fn new(name: &'static str, noun: &'static str) -> Self {
-        Findings { name, noun, checked: 0, found: 0, named: Vec::new() }
-    }
-
-    pub(super) fn is_ok(&self) -> bool {
-        self.found == 0
+        Findings { name, noun, checked: 0, found: 0, named: Vec::new(), unknown: 0, unknown_named: Vec::new() }
     }
 
     pub(super) fn count_one(&mut self) {
@@ -115,9 +119,13 @@ impl Findings {
     }
 
     pub(super) fn add(&mut self, what: String) {
-        self.found += 1;
-        if self.named.len() < MAX_NAMED {
-            self.named.push(what);
+        let (count, named) = match what.ends_with(UNKNOWN) {
+            true => (&mut self.unknown, &mut self.unknown_named),
+            false => (&mut self.found, &mut self.named),
+        };
+        *count += 1;
+        if named.len() < MAX_NAMED {
+            named.push(what);
         }
     }
 
@@ -131,10 +139,18 @@ impl Findings {
     /// Adds the discrepancies of another check, but not its count of records.
     pub(super) fn take(&mut self, other: Findings) {
         self.add_all(other.found as i64, other.named);
+        let before = self.unknown;
+        other.unknown_named.into_iter().for_each(|what| self.add(what));
+        self.unknown = before + other.unknown;
     }
 
-    fn check(self) -> Check {
-        let Findings { name, noun, checked, found, named } = self;
+    fn check(mut self, ignores_unknown: bool) -> Check {
+        if !ignores_unknown {
+            self.found += self.unknown;
+            self.named.append(&mut self.unknown_named);
+            self.named.truncate(MAX_NAMED);
+        }
+        let Findings { name, noun, checked, found, named, .. } = self;
         let more = found.saturating_sub(named.len());
         let detail = match (found, more) {
             (0, _) => format!("{checked} {noun}"),

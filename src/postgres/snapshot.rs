@@ -27,6 +27,8 @@ macro_rules! row {
     };
 }
 
+pub(super) use row;
+
 /// The query of the orders that pass `filter`. `$1`: the number of partitions. `$2`: the time zone of the days.
 macro_rules! orders_sql {
     ($filter:literal) => {

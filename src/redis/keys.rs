@@ -7,9 +7,43 @@ use chrono::NaiveDate;
 
 use crate::model::{CouponId, OrderId, Partition, ProductId, UserId};
 
+/// A day in a key.
+const DAY: &str = "%Y%m%d";
+
 /// The keys of one partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys(pub Partition);
+
+/// The kind of a key, with what its name says beside the partition. Each has the comment of its method of [`Keys`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    Meta,
+    Instances,
+    Serving,
+    Outbox,
+    Ids,
+    /// By the digest of the idempotency key.
+    Record(String),
+    User(UserId),
+    Campaign(CouponId),
+    Holders(CouponId),
+    Campaigns,
+    Product(ProductId),
+    Catalogue,
+    Category(String),
+    Price,
+    Stock,
+    Held,
+    Sold,
+    Withheld,
+    Order(OrderId),
+    Expiry,
+    Gateway,
+    Hold(OrderId),
+    Holds,
+    RankUnits(NaiveDate),
+    RankWon(NaiveDate),
+}
 
 impl Keys {
     fn key(self, rest: std::fmt::Arguments<'_>) -> String {
@@ -138,12 +172,84 @@ impl Keys {
 
     /// zset: product id by units of paid orders, of one day.
     pub fn rank_units(self, day: NaiveDate) -> String {
-        self.key(format_args!("rank:units:{}", day.format("%Y%m%d")))
+        self.key(format_args!("rank:units:{}", day.format(DAY)))
     }
 
     /// zset: product id by won of paid orders, of one day.
     pub fn rank_won(self, day: NaiveDate) -> String {
-        self.key(format_args!("rank:won:{}", day.format("%Y%m%d")))
+        self.key(format_args!("rank:won:{}", day.format(DAY)))
+    }
+
+    /// The key of this kind.
+    pub fn of(self, kind: &KeyKind) -> String {
+        match kind {
+            KeyKind::Meta => self.meta(),
+            KeyKind::Instances => self.instances(),
+            KeyKind::Serving => self.serving(),
+            KeyKind::Outbox => self.outbox(),
+            KeyKind::Ids => self.ids(),
+            KeyKind::Record(digest) => self.record(digest),
+            KeyKind::User(id) => self.user(*id),
+            KeyKind::Campaign(id) => self.campaign(*id),
+            KeyKind::Holders(id) => self.holders(*id),
+            KeyKind::Campaigns => self.campaigns(),
+            KeyKind::Product(id) => self.product(*id),
+            KeyKind::Catalogue => self.catalogue(),
+            KeyKind::Category(category) => self.category(category),
+            KeyKind::Price => self.price(),
+            KeyKind::Stock => self.stock(),
+            KeyKind::Held => self.held(),
+            KeyKind::Sold => self.sold(),
+            KeyKind::Withheld => self.withheld(),
+            KeyKind::Order(id) => self.order(*id),
+            KeyKind::Expiry => self.expiry(),
+            KeyKind::Gateway => self.gateway(),
+            KeyKind::Hold(order) => self.hold(*order),
+            KeyKind::Holds => self.holds(),
+            KeyKind::RankUnits(day) => self.rank_units(*day),
+            KeyKind::RankWon(day) => self.rank_won(*day),
+        }
+    }
+
+    /// The partition of a key, and its kind; `None` if the service writes no such key.
+    pub fn parse(key: &str) -> Option<(Partition, KeyKind)> {
+        fn id<T>(new: fn(i64) -> Option<T>, text: &str) -> Option<T> {
+            new(text.parse().ok()?)
+        }
+        let day = |text: &str| NaiveDate::parse_from_str(text, DAY).ok();
+        let (partition, rest) = key.strip_prefix("{p")?.split_once("}:")?;
+        let here = Partition(partition.parse().ok()?);
+        let parts: Vec<&str> = rest.split(':').collect();
+        let kind = match parts.as_slice() {
+            ["meta"] => KeyKind::Meta,
+            ["instances"] => KeyKind::Instances,
+            ["serving"] => KeyKind::Serving,
+            ["outbox"] => KeyKind::Outbox,
+            ["ids"] => KeyKind::Ids,
+            ["idem", digest] => KeyKind::Record((*digest).to_owned()),
+            ["user", user] => KeyKind::User(id(UserId::new, user)?),
+            ["coupon", coupon] => KeyKind::Campaign(id(CouponId::new, coupon)?),
+            ["coupon", coupon, "holders"] => KeyKind::Holders(id(CouponId::new, coupon)?),
+            ["coupons"] => KeyKind::Campaigns,
+            ["product", product] => KeyKind::Product(id(ProductId::new, product)?),
+            ["catalogue"] => KeyKind::Catalogue,
+            ["catalogue", category] => KeyKind::Category((*category).to_owned()),
+            ["price"] => KeyKind::Price,
+            ["stock"] => KeyKind::Stock,
+            ["held"] => KeyKind::Held,
+            ["sold"] => KeyKind::Sold,
+            ["withheld"] => KeyKind::Withheld,
+            ["order", order] => KeyKind::Order(id(OrderId::new, order)?),
+            ["expiry"] => KeyKind::Expiry,
+            ["gateway"] => KeyKind::Gateway,
+            ["hold", order] => KeyKind::Hold(id(OrderId::new, order)?),
+            ["holds"] => KeyKind::Holds,
+            ["rank", "units", units] => KeyKind::RankUnits(day(units)?),
+            ["rank", "won", won] => KeyKind::RankWon(day(won)?),
+            _ => return None,
+        };
+        // A number has one form.
+        (Keys(here).of(&kind) == key).then_some((here, kind))
     }
 
     /// The keys whose names are fixed, each with its type in Redis.
@@ -165,8 +271,8 @@ impl Keys {
         hashes.chain(sets).chain([(self.outbox(), "stream")]).collect()
     }
 
-    /// A key of every kind.
-    pub(super) fn samples(self) -> Vec<String> {
+    /// A key of every kind. Of an idempotency record, `idem:0`.
+    pub fn samples(self) -> Vec<String> {
         let day = NaiveDate::default();
         let mut samples: Vec<String> = self.fixed().into_iter().map(|(key, _)| key).collect();
         samples.extend(["idem:0", "catalogue:A"].map(|rest| self.key(format_args!("{rest}"))));
@@ -186,5 +292,33 @@ impl Keys {
     /// A key that never exists.
     pub(super) fn never(self) -> String {
         self.key(format_args!("never"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn key_parsed_as_built() {
+        let kinds: Vec<KeyKind> = Keys(Partition(7))
+            .samples()
+            .iter()
+            .map(|key| {
+                let (here, kind) = Keys::parse(key).unwrap_or_else(|| panic!("{key} is of no kind"));
+                assert_eq!(Keys(here).of(&kind), *key);
+                assert_eq!(here, Partition(7));
+                kind
+            })
+            .collect();
+        let distinct: HashSet<_> = kinds.iter().map(std::mem::discriminant).collect();
+        assert_eq!((distinct.len(), kinds.len()), (25, 25), "a sample of each kind");
+        for foreign in
+            ["", "meta", "{p0}:", "{p0}:metb", "{p00}:meta", "{p0}:user:01", "{p0}:user:0", "{p0}:rank:units:2026030"]
+        {
+            assert_eq!(Keys::parse(foreign), None, "{foreign}");
+        }
     }
 }

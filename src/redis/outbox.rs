@@ -68,11 +68,18 @@ pub struct Relayed {
 
 impl Relayed {
     /// Parses the field `relayed` of a partition's state.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (epoch, rest) = text.split_once(':')?;
         let (seq, entry) = rest.split_once(':')?;
         let position = Position { epoch: epoch.parse().ok()?, seq: seq.parse().ok()? };
         Some(Relayed { position, entry: entry.parse().ok()? })
+    }
+}
+
+/// As the field `relayed` has it.
+impl std::fmt::Display for Relayed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.position.epoch, self.position.seq, self.entry)
     }
 }
 

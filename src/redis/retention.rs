@@ -59,6 +59,22 @@ impl Store {
         self.pipe_unchecked(here, &calls).await
     }
 
+    /// For each candidate, whether it is in Redis and does not expire.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn stays(&self, here: Partition, candidates: &[EvictionCandidate]) -> Result<Vec<bool>, Error> {
+        if candidates.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut read = redis::pipe();
+        for candidate in candidates {
+            read.cmd("PTTL").arg(candidate.key(here));
+        }
+        let ttls: Vec<i64> = self.pipe_unchecked(here, &read).await?;
+        Ok(ttls.into_iter().map(|ttl| ttl == -1).collect())
+    }
+
     /// `order_restore.lua`: true if Redis did not have the order, or the hold.
     ///
     /// # Errors

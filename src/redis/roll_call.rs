@@ -60,6 +60,11 @@ fn unpack(packed: &str) -> Option<Word> {
     Some(Word { history, acknowledged, confirmed, at, drained, before_postgres })
 }
 
+/// A word that says nothing else than its text.
+pub(super) fn unpack_exactly(packed: &str) -> Option<Word> {
+    unpack(packed).filter(|word| pack(word) == packed)
+}
+
 /// The words of a partition's processes, by the id of the process.
 type Words = HashMap<String, Word>;
 

@@ -2,6 +2,7 @@
 
 pub mod archived_orders;
 pub mod dead_letters;
+pub mod decided;
 pub mod page;
 pub mod resources;
 pub mod timeline;

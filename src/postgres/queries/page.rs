@@ -1,9 +1,11 @@
 //! Reads of a snapshot page by page, for the audit: the memory is bounded by the page.
 
+use std::collections::HashMap;
+
 use sqlx::AssertSqlSafe;
 
 use crate::postgres::snapshot::{
-    CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, Snapshot, UserRow, orders_sql,
+    CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, RecordRow, Snapshot, UserRow, orders_sql,
 };
 
 /// The kinds of records that the audit compares.
@@ -90,7 +92,7 @@ impl Snapshot {
         sqlx::query_scalar(sql).fetch_one(self.connection()).await
     }
 
-    /// Those of `ids` that exist, in ascending order.
+    /// Those of `ids` that the pages of [`Snapshot::ids`] have, in ascending order.
     pub async fn existing(&mut self, kind: RecordKind, partition: u16, ids: &[i64]) -> sqlx::Result<Vec<i64>> {
         let sql = match kind {
             RecordKind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
@@ -98,7 +100,8 @@ impl Snapshot {
             RecordKind::Campaigns => "SELECT id FROM campaigns WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
             RecordKind::Orders => "SELECT id FROM orders WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
             RecordKind::Holds => {
-                "SELECT order_id FROM stock_holds WHERE order_id = ANY($1) AND partition = $2 ORDER BY order_id"
+                "SELECT order_id FROM stock_holds
+                 WHERE order_id = ANY($1) AND partition = $2 AND state IN ('HELD', 'SETTLED') ORDER BY order_id"
             }
         };
         sqlx::query_scalar(sql).bind(ids).bind(i32::from(partition)).fetch_all(self.connection()).await
@@ -138,13 +141,20 @@ impl Snapshot {
         .await
     }
 
-    /// These campaigns, with a `last_no` of 0: the audit does not compare it.
+    /// The category of each of these products.
+    pub async fn categories_of(&mut self, ids: &[i64]) -> sqlx::Result<HashMap<i64, String>> {
+        let query = sqlx::query_as("SELECT id, category FROM products WHERE id = ANY($1)").bind(ids);
+        Ok(query.fetch_all(self.connection()).await?.into_iter().collect())
+    }
+
     pub async fn campaigns_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<CampaignRow>> {
         sqlx::query_as(
             "SELECT id, code, discount_type, discount_amount, total, issued, withheld,
                  (extract(epoch FROM opens_at) * 1000)::bigint AS opens_at,
                  (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
-                 (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at, 0::bigint AS last_no
+                 (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
+                 greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
+                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no
              FROM campaigns WHERE id = ANY($1)",
         )
         .bind(ids)
@@ -160,13 +170,56 @@ impl Snapshot {
     /// The remote holds of these orders in a partition.
     pub async fn holds_of(&mut self, partition: u16, orders: &[i64]) -> sqlx::Result<Vec<HoldRow>> {
         sqlx::query_as(
-            "SELECT partition, order_id, user_id, state, lines, NULL::bigint AS placed_at, NULL::bigint AS expires_at, NULL::bigint AS paid_at
-             FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
+            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines, NULL::bigint AS placed_at,
+                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at, NULL::bigint AS paid_at
+             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
+             WHERE h.partition = $1 AND h.order_id = ANY($2)",
         )
         .bind(i32::from(partition))
         .bind(orders)
         .fetch_all(self.connection())
         .await
+    }
+
+    /// The highest id below `bound` of each owner partition's orders, or with `payment` payments.
+    pub async fn last_owned(&mut self, name: &str, partitions: u16, bound: i64) -> sqlx::Result<HashMap<i32, i64>> {
+        let sql = match name {
+            "payment" => "SELECT (id % $1)::integer, max(id) FROM payments WHERE id < $2 GROUP BY 1",
+            _ => "SELECT (id % $1)::integer, max(id) FROM orders WHERE id < $2 GROUP BY 1",
+        };
+        let query = sqlx::query_as(sql).bind(i64::from(partitions)).bind(bound);
+        Ok(query.fetch_all(self.connection()).await?.into_iter().collect())
+    }
+
+    /// A page of the digests of a partition's idempotency records, after `after`.
+    pub async fn digests(&mut self, partition: u16, after: &str, size: i64) -> sqlx::Result<Vec<String>> {
+        let query = sqlx::query_scalar(
+            "SELECT digest FROM idempotency_records WHERE partition = $1 AND digest > $2 ORDER BY digest LIMIT $3",
+        );
+        query.bind(i32::from(partition)).bind(after).bind(size).fetch_all(self.connection()).await
+    }
+
+    /// The idempotency records of a partition under these digests, expired ones too.
+    pub async fn records_of(&mut self, partition: u16, digests: &[String]) -> sqlx::Result<Vec<RecordRow>> {
+        let query = sqlx::query_as(
+            "SELECT partition, digest, fingerprint, reply, (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at
+             FROM idempotency_records WHERE partition = $1 AND digest = ANY($2)",
+        );
+        query.bind(i32::from(partition)).bind(digests).fetch_all(self.connection()).await
+    }
+
+    /// The fingerprints of the requests that other partitions decided under these digests, and that live after `until` (ms).
+    pub async fn fingerprints_of(
+        &mut self,
+        partitions: &[i32],
+        digests: &[String],
+        until: i64,
+    ) -> sqlx::Result<Vec<(String, String)>> {
+        let query = sqlx::query_as(
+            "SELECT digest, fingerprint FROM idempotency_records
+             WHERE partition = ANY($1) AND digest = ANY($2) AND expires_at > to_timestamp($3 / 1000.0)",
+        );
+        query.bind(partitions).bind(digests).bind(until).fetch_all(self.connection()).await
     }
 
     /// Sales by day and product from the day `first` (`YYYYMMDD`) on, of the products of a partition.

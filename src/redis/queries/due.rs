@@ -15,7 +15,7 @@ use crate::{
 
 /// The score of a stuck payment is the time of its next check (ms) plus this, so that one index says whether a payment is under
 /// way and whether it is stuck. The sum is exact in a double.
-const STUCK_OFFSET: i64 = 1 << 52;
+pub const STUCK_OFFSET: i64 = 1 << 52;
 
 /// A gateway payment whose check is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

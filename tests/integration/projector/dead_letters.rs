@@ -47,8 +47,18 @@ async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool)
     made
 }
 
-/// Restores the kind of the dead letters, so that a retry can apply them.
+/// Restores the kind of the dead letters, in the outbox too, so that a retry can apply them: as to a newer program.
 async fn make_applicable(test: &TestApp) {
+    let mut redis = test.raw().await;
+    for partition in 0..test.options.partitions {
+        let mut all = outbox::entries(&mut redis, partition).await;
+        for (_, fields) in &mut all {
+            let Some(was) = fields.iter().position(|(name, _)| name == "was") else { continue };
+            let (_, was) = fields.remove(was);
+            fields.iter_mut().find(|(name, _)| name == "kind").unwrap().1 = was;
+        }
+        outbox::replace(&mut redis, partition, &all).await;
+    }
     test.sql(
         "UPDATE dead_letters SET fields = fields || jsonb_build_object('kind', fields->>'was') WHERE fields ? 'was'",
     )

@@ -1,6 +1,7 @@
 //! Startup, rebuild, audit.
 
 mod audit;
+mod audit_bytes;
 mod emptied;
 mod joining;
 mod large;

@@ -81,7 +81,8 @@ async fn upgrade(schema: u32) {
     db.close().await.unwrap();
 
     let test = TestApp::on(options, dir, redis, database).await;
-    assert!(test.app.audit().run().await.unwrap().balanced);
+    let report = test.app.audit().run().await.unwrap();
+    assert!(report.balanced, "{report}");
     for (path, reply) in facts["reads"].as_object().unwrap() {
         assert_eq!(&test.get(path).await.ok(), reply, "{path}");
     }

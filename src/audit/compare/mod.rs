@@ -1,0 +1,44 @@
+//! Compares the records of Redis with those of PostgreSQL, kind by kind.
+
+mod campaigns;
+mod holds;
+mod orders;
+mod products;
+mod rankings;
+mod records;
+mod users;
+
+use super::{Audit, report::Findings};
+use crate::{
+    model::Partition,
+    postgres::{queries::page::RecordKind, snapshot::Snapshot},
+};
+
+impl Audit {
+    /// Compares the records of a partition with these ids (of remote holds: the ids of their orders).
+    pub(super) async fn compare(
+        &self,
+        kind: RecordKind,
+        here: Partition,
+        ids: &[i64],
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        match kind {
+            RecordKind::Users => self.users(here, ids, findings).await,
+            RecordKind::Products => {
+                let mut snapshot = Snapshot::begin(&self.db).await?;
+                let known = snapshot.categories_of(ids).await?;
+                snapshot.end().await?;
+                let listed: Vec<(i64, String)> =
+                    ids.iter().map(|id| (*id, known.get(id).cloned().unwrap_or_default())).collect();
+                self.products(here, &listed, findings).await
+            }
+            RecordKind::Campaigns => self.campaigns(here, ids, findings).await,
+            RecordKind::Orders => self.orders(here, ids, findings).await,
+            RecordKind::Holds => self.holds(here, ids, findings).await,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Products, with their counters and the lists that they are in.
+
+use crate::{
+    audit::{
+        Audit,
+        delta::Moment,
+        expected::expected_products,
+        fields::{add_record, differ, field, int, one_sided, other_score, unknown_fields},
+        report::Findings,
+    },
+    model::Partition,
+    redis::queries::audit::ProductSeen,
+};
+
+const FIELDS: &[&str] = &["name", "category", "stocked"];
+
+impl Audit {
+    /// `ids`: each with the category in whose list the product is looked up.
+    pub(in crate::audit) async fn products(
+        &self,
+        here: Partition,
+        ids: &[(i64, String)],
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        let numbers: Vec<i64> = ids.iter().map(|(id, _)| *id).collect();
+        let Moment { rows, seen, since, .. } = self
+            .moment(
+                here,
+                async |snapshot| snapshot.products_of(&numbers).await,
+                async |outbox| self.store.inspect_products(here, outbox, ids).await,
+            )
+            .await?;
+        let expected = expected_products(rows, &since);
+        for ((id, category), seen) in ids.iter().zip(&seen) {
+            let ProductSeen { fields, counters, listed, listed_in_category } = seen;
+            let row = expected.get(id);
+            let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
+            let [price, on_sale, held, sold, withheld] =
+                counters.each_ref().map(|counter| counter.as_deref().unwrap_or_default());
+            let or_zero = |units| if str::is_empty(units) { "0" } else { units };
+            let (held, sold, withheld) = (or_zero(held), or_zero(sold), or_zero(withheld));
+            if let (Some(row), false) = (row, fields.is_empty()) {
+                let units = [on_sale, held, sold, withheld].map(|units| units.parse::<i64>().unwrap_or(i64::MIN));
+                let sum = units.iter().fold(0i64, |sum, units| sum.saturating_add(*units));
+                wrong.extend([
+                    differ("the name", field(fields, "name"), &row.name),
+                    differ("the category", field(fields, "category"), &row.category),
+                    differ("the price", price, row.price),
+                    differ("on sale", on_sale, row.on_sale),
+                    differ("held", held, row.held),
+                    differ("sold", sold, row.sold),
+                    differ("withheld", withheld, row.withheld),
+                    differ("stocked", field(fields, "stocked"), row.stocked),
+                    (sum != int(fields, "stocked")).then(|| {
+                        format!(
+                            "{units:?} on sale, held, sold and withheld are not {} stocked",
+                            field(fields, "stocked")
+                        )
+                    }),
+                    units.iter().any(|units| *units < 0).then(|| format!("{units:?} has a negative number of units")),
+                    listed.is_none().then(|| "it is not in the catalogue".to_owned()),
+                    other_score("it is in the catalogue", *listed, *id),
+                    other_score("it is in the list of its category", *listed_in_category, *id),
+                ]);
+                wrong.extend(unknown_fields(fields, FIELDS));
+                let belongs = field(fields, "category") == category;
+                match (belongs, listed_in_category.is_some()) {
+                    (true, false) => wrong.push(Some(format!("it is not in the list of category {category:?}"))),
+                    (false, true) => wrong.push(Some(format!("it is in the list of category {category:?}"))),
+                    _ => {}
+                }
+            }
+            let is_counted = counters.iter().any(Option::is_some);
+            if fields.is_empty() && row.is_none() && (is_counted || listed.is_some() || listed_in_category.is_some()) {
+                wrong.push(Some("it has counters or is listed, and there is no such product".to_owned()));
+            }
+            add_record(findings, "product", id, wrong);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,395 @@
+//! Compares the decisions of a page of the outbox with what PostgreSQL has of them.
+
+use std::collections::HashMap;
+
+use super::{
+    Audit,
+    fields::{differ, sorted},
+    outbox::{Decided, Walk, describe, entry_of},
+    report::Findings,
+};
+use crate::{
+    model::{
+        BalanceEntry, OrderStatus, Partition, RECORD_TTL_MS,
+        event::{Body, Event, PaymentOutcome, pack_lines},
+    },
+    postgres::{
+        queries::decided::{CreatedKind, CreatedRow, IssuedRow, ResolutionRow},
+        snapshot::{CampaignRow, HoldRow, OrderRow, RecordRow, Snapshot},
+    },
+};
+
+/// The packed reply of a payment that its gateway has not decided.
+const RUNNING: &str = "7:RUNNING";
+
+/// What PostgreSQL has of a page of decisions.
+#[derive(Default)]
+pub(super) struct PageFacts {
+    orders: HashMap<i64, OrderRow>,
+    resolutions: HashMap<i64, ResolutionRow>,
+    holds: HashMap<i64, HoldRow>,
+    records: HashMap<String, RecordRow>,
+    users: HashMap<i64, CreatedRow>,
+    products: HashMap<i64, CreatedRow>,
+    created_campaigns: HashMap<i64, CreatedRow>,
+    campaigns: HashMap<i64, CampaignRow>,
+    /// By coupon and user.
+    coupons: HashMap<(i64, i64), IssuedRow>,
+    remote_coupons: HashMap<(i64, i64), IssuedRow>,
+    /// Balance entries that are not as decided: user and number.
+    other_entries: Vec<(i64, i64)>,
+    reserved_ids: HashMap<String, i64>,
+}
+
+/// The order that a decision is about, other than a hold of another partition's order.
+fn order_of(body: &Body) -> Option<i64> {
+    match body {
+        Body::OrderPlaced(placed) => Some(placed.order.get()),
+        Body::PaymentStarted(started) => Some(started.order.get()),
+        Body::OrderPaid(paid) => Some(paid.order.get()),
+        Body::OrderClosed(closed) => Some(closed.order.get()),
+        Body::PaymentEnded { order, .. } => Some(order.get()),
+        Body::PaymentResolved(resolved) => Some(resolved.order.get()),
+        _ => None,
+    }
+}
+
+/// The users that a decision creates.
+fn new_users(body: &Body) -> impl Iterator<Item = (i64, String)> + '_ {
+    let (first, step, count, name, prefixed) = match body {
+        Body::UsersCreated { first, step, count, name, prefixed, .. } => {
+            (first.get(), *step, *count, name.as_str(), *prefixed)
+        }
+        _ => (0, 0, 0, "", false),
+    };
+    (0..count).map(move |n| {
+        let id = first.saturating_add(n.saturating_mul(step));
+        (id, if prefixed { format!("{name}{id}") } else { name.to_owned() })
+    })
+}
+
+fn by_id(rows: Vec<CreatedRow>) -> HashMap<i64, CreatedRow> {
+    rows.into_iter().map(|row| (row.id, row)).collect()
+}
+
+impl PageFacts {
+    pub(super) async fn read(
+        snapshot: &mut Snapshot,
+        here: Partition,
+        audit: &Audit,
+        decided: &[Decided],
+    ) -> sqlx::Result<Self> {
+        let projected = || decided.iter().filter(|decided| decided.is_projected).map(|decided| &decided.event);
+        let bodies = || projected().map(|event| &event.body);
+        let orders: Vec<i64> = bodies().filter_map(order_of).collect();
+        let entries: Vec<&BalanceEntry> = bodies().filter_map(entry_of).collect();
+        let (mut holds, mut users, mut products, mut campaigns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut issued, mut remote, mut reserves) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()), false);
+        for body in bodies() {
+            users.extend(new_users(body).map(|(id, _)| id));
+            match body {
+                Body::StockHeld { order, .. } | Body::StockSettled { order, .. } => holds.push(order.get()),
+                Body::ProductCreated { product, .. } => products.push(product.get()),
+                Body::CampaignCreated(terms) => campaigns.push(terms.coupon_id.get()),
+                Body::CouponIssued { coupon, user, at_home, .. } => {
+                    let pairs = if *at_home { &mut issued } else { &mut remote };
+                    pairs.0.push(coupon.get());
+                    pairs.1.push(user.get());
+                }
+                Body::CouponGranted { coupon, user, .. } => {
+                    issued.0.push(coupon.get());
+                    issued.1.push(user.get());
+                }
+                Body::IdsReserved { .. } => reserves = true,
+                _ => {}
+            }
+        }
+        let digests: Vec<String> =
+            projected().filter_map(|event| event.record.as_ref()).map(|record| record.digest.clone()).collect();
+        let mut facts = PageFacts::default();
+        if !orders.is_empty() {
+            let rows = snapshot.orders_of(&orders, audit.store.partitions(), audit.zone.name()).await?;
+            facts.orders = rows.into_iter().map(|row| (row.id, row)).collect();
+            let resolved = snapshot.resolutions(&orders).await?;
+            facts.resolutions = resolved.into_iter().map(|row| (row.order_id, row)).collect();
+        }
+        if !holds.is_empty() {
+            facts.holds = snapshot.holds_of(here.0, &holds).await?.into_iter().map(|row| (row.order_id, row)).collect();
+        }
+        if !digests.is_empty() {
+            let rows = snapshot.records_of(here.0, &digests).await?;
+            facts.records = rows.into_iter().map(|row| (row.digest.clone(), row)).collect();
+        }
+        if !entries.is_empty() {
+            facts.other_entries = snapshot.other_entries(&entries).await?;
+        }
+        if !users.is_empty() {
+            facts.users = by_id(snapshot.created(CreatedKind::User, &users).await?);
+        }
+        if !products.is_empty() {
+            facts.products = by_id(snapshot.created(CreatedKind::Product, &products).await?);
+        }
+        if !campaigns.is_empty() {
+            facts.created_campaigns = by_id(snapshot.created(CreatedKind::Campaign, &campaigns).await?);
+            facts.campaigns = snapshot.campaigns_of(&campaigns).await?.into_iter().map(|row| (row.id, row)).collect();
+        }
+        for (remote, (coupons, users), rows) in
+            [(false, issued, &mut facts.coupons), (true, remote, &mut facts.remote_coupons)]
+        {
+            if !coupons.is_empty() {
+                let found = snapshot.issued(remote, &coupons, &users).await?;
+                rows.extend(found.into_iter().map(|row| ((row.coupon_id, row.user_id), row)));
+            }
+        }
+        if reserves {
+            facts.reserved_ids = snapshot.reserved_ids().await?.into_iter().collect();
+        }
+        Ok(facts)
+    }
+
+    pub(super) fn check(
+        &self,
+        audit: &Audit,
+        here: Partition,
+        walk: &mut Walk,
+        decided: &[Decided],
+        findings: &mut Findings,
+    ) {
+        for Decided { entry, position, event, is_projected } in decided {
+            match &event.body {
+                Body::ProductCreated { product, name, price, category, .. }
+                | Body::ProductUpdated { product, name, price, category, .. } => {
+                    walk.descriptions.insert(product.get(), (*position, describe(name, *price, category)));
+                }
+                Body::CampaignCreated(terms) => {
+                    walk.windows.insert(terms.coupon_id.get(), (*position, (terms.opens_at, terms.closes_at)));
+                }
+                Body::CampaignUpdated { coupon, opens_at, closes_at } => {
+                    walk.windows.insert(coupon.get(), (*position, (*opens_at, *closes_at)));
+                }
+                Body::StockSettled { order, forgotten: true, .. } => drop(walk.missing_holds.remove(&order.get())),
+                _ => {}
+            }
+            if !is_projected {
+                continue;
+            }
+            if let Body::StockHeld { order, .. } = &event.body
+                && !self.holds.contains_key(&order.get())
+            {
+                walk.missing_holds.insert(order.get(), *entry);
+            }
+            let mut wrong = self.of_event(event);
+            wrong.extend(self.of_record(audit, event));
+            for wrong in wrong.into_iter().flatten() {
+                findings.add(format!("partition {}, entry {entry}, decision {}: {wrong}", here.0, position.seq));
+            }
+        }
+    }
+
+    fn of_event(&self, event: &Event) -> Vec<Option<String>> {
+        let missing = |what: String| vec![Some(format!("PostgreSQL does not have {what}"))];
+        let at = event.at.0;
+        if let Some(order) = order_of(&event.body) {
+            let Some(row) = self.orders.get(&order) else { return missing(format!("order {order}")) };
+            let mut wrong = of_order(event, row, self.resolutions.get(&order));
+            wrong.push(entry_of(&event.body).and_then(|entry| self.of_entry(entry)));
+            return wrong;
+        }
+        match &event.body {
+            Body::UsersCreated { .. } => new_users(&event.body)
+                .map(|(id, name)| match self.users.get(&id) {
+                    None => Some(format!("PostgreSQL does not have user {id}")),
+                    Some(row) if (row.name.as_str(), row.created_at) != (name.as_str(), at) => Some(format!(
+                        "user {id} is {name:?} of {at}, and in PostgreSQL {:?} of {}",
+                        row.name, row.created_at
+                    )),
+                    Some(_) => None,
+                })
+                .collect(),
+            Body::BalanceCharged(entry) => vec![self.of_entry(entry)],
+            Body::ProductCreated { product, .. } => match self.products.get(&product.get()) {
+                None => missing(format!("product {product}")),
+                Some(row) => vec![differ("the creation of a product", at, row.created_at)],
+            },
+            Body::CampaignCreated(terms) => {
+                let id = terms.coupon_id.get();
+                let (Some(row), Some(created)) = (self.campaigns.get(&id), self.created_campaigns.get(&id)) else {
+                    return missing(format!("campaign {id}"));
+                };
+                vec![
+                    differ("the creation of a campaign", at, created.created_at),
+                    differ("the code", &terms.code, &row.code),
+                    differ("the discount", terms.discount.kind.as_str(), &row.discount_type),
+                    differ("the discount", terms.discount.amount, row.discount_amount),
+                    differ("the total", terms.total, row.total),
+                    differ("the end", terms.expires_at.0, row.expires_at),
+                ]
+            }
+            Body::CouponIssued { coupon, user, issue_no, at_home } => {
+                let coupons = if *at_home { &self.coupons } else { &self.remote_coupons };
+                of_coupon(coupons.get(&(coupon.get(), user.get())), (coupon.get(), user.get()), (*issue_no, at))
+            }
+            Body::CouponGranted { coupon, user, issue_no, issued_at } => {
+                let row = self.coupons.get(&(coupon.get(), user.get()));
+                of_coupon(row, (coupon.get(), user.get()), (*issue_no, issued_at.0))
+            }
+            Body::StockHeld { order, user, lines } | Body::StockSettled { order, user, lines, .. } => {
+                let Some(row) = self.holds.get(&order.get()) else { return Vec::new() };
+                vec![
+                    differ("the user of a hold", user.get(), row.user_id),
+                    differ("the lines of a hold", pack_lines(lines), &row.lines),
+                ]
+            }
+            Body::IdsReserved { sequence, last } => {
+                let reserved = self.reserved_ids.get(sequence).copied().unwrap_or(0);
+                vec![
+                    (reserved < *last)
+                        .then(|| format!("PostgreSQL has reserved {reserved} of {sequence:?}, and not {last}")),
+                ]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn of_entry(&self, entry: &BalanceEntry) -> Option<String> {
+        let key = (entry.user_id.get(), entry.entry_no);
+        self.other_entries
+            .contains(&key)
+            .then(|| format!("PostgreSQL has another balance entry {} of user {}", key.1, key.0))
+    }
+
+    fn of_record(&self, audit: &Audit, event: &Event) -> Option<Option<String>> {
+        let record = event.record.as_ref()?;
+        let expires_at = event.at.plus(RECORD_TTL_MS).0;
+        let is_running = record.reply == RUNNING;
+        let wrong = match self.records.get(&record.digest) {
+            // The payment has ended since, under the same key: the key is free for another request a day later only.
+            Some(row) if is_running && (expires_at..expires_at + RECORD_TTL_MS).contains(&row.expires_at) => {
+                differ("the request of a payment", &record.fingerprint, &row.fingerprint)
+            }
+            // A later decision has the key.
+            Some(row) if row.expires_at > expires_at => None,
+            Some(row) if row.expires_at == expires_at => differ(
+                "the request with its reply",
+                format!("{} {}", record.fingerprint, record.reply),
+                format!("{} {}", row.fingerprint, row.reply),
+            ),
+            None if expires_at <= audit.clock.now().0 => None,
+            _ => Some(format!("PostgreSQL does not have idempotency record {}", record.digest)),
+        };
+        Some(wrong)
+    }
+}
+
+fn of_coupon(row: Option<&IssuedRow>, (coupon, user): (i64, i64), issued: (i64, i64)) -> Vec<Option<String>> {
+    let wrong = match row {
+        None => Some(format!("PostgreSQL does not have coupon {coupon} of user {user}")),
+        Some(row) if (row.issue_no, row.issued_at) != issued => Some(format!(
+            "coupon {coupon} of user {user} has number and time {issued:?}, and not {:?}",
+            (row.issue_no, row.issued_at)
+        )),
+        Some(_) => None,
+    };
+    vec![wrong]
+}
+
+/// The discrepancies of a decision about an order. The order may have been decided about again since.
+fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -> Vec<Option<String>> {
+    fn shown<T: ToString>(value: Option<T>) -> String {
+        value.map(|value| value.to_string()).unwrap_or_default()
+    }
+    let (at, receipt) = (event.at.0, shown(row.receipt.as_ref()));
+    let lines = |own: &[_], remote: &[_]| {
+        [
+            differ("the lines", sorted(&pack_lines(own)), sorted(&row.own)),
+            differ("the remote lines", sorted(&pack_lines(remote)), sorted(&row.remote)),
+        ]
+    };
+    let coupon = shown(row.coupon_id);
+    match &event.body {
+        Body::OrderPlaced(placed) => Vec::from_iter(lines(&placed.lines, &placed.remote).into_iter().chain([
+            differ("the user", placed.user.get(), row.user_id),
+            differ("the total", placed.total, row.total),
+            differ("the discount", placed.discount, row.discount),
+            differ("the price", placed.final_price, row.final_price),
+            differ("the coupon", shown(placed.coupon), coupon),
+            differ("the time of its placement", at, row.placed_at),
+            differ("the end of its hold", placed.expires_at.0, row.expires_at),
+        ])),
+        Body::PaymentStarted(started) => vec![
+            differ("the user", started.user.get(), row.user_id),
+            differ("the payment", started.payment.get(), shown(row.payment_id)),
+            differ("the type of its payment", started.payment_type.as_str(), shown(row.payment_type.as_ref())),
+            differ("the price", started.amount, row.final_price),
+            differ("the receipt", &started.receipt, receipt),
+            differ("the start of its payment", at, shown(row.started_at)),
+        ],
+        Body::OrderPaid(paid) => {
+            let method = if paid.by_gateway { "GATEWAY" } else { "BALANCE" };
+            // A refund, or the gateway's word after an operator's, may bring another transaction.
+            let is_final = resolution.is_none() && matches!(row.payment_status.as_deref(), Some("PAID" | "REFUND_DUE"));
+            Vec::from_iter(
+                lines(&paid.lines, &paid.remote).into_iter().chain([
+                    differ("the user", paid.user.get(), row.user_id),
+                    differ("the payment", paid.payment.get(), shown(row.payment_id)),
+                    differ("the type of its payment", paid.payment_type.as_str(), shown(row.payment_type.as_ref())),
+                    differ("the price", paid.amount, row.final_price),
+                    differ("the receipt", &paid.receipt, receipt),
+                    differ("the method of its payment", method, shown(row.method.as_ref())),
+                    differ(
+                        "the gateway's transaction",
+                        shown(paid.transaction.as_ref()),
+                        shown(row.transaction_id.as_ref()),
+                    )
+                    .filter(|_| is_final),
+                    differ("the coupon", shown(paid.coupon), coupon),
+                    differ("the time of payment", at, shown(row.paid_at)),
+                    differ("the day of the sale", &paid.day, shown(row.day.as_ref())),
+                ]),
+            )
+        }
+        Body::OrderClosed(closed) => {
+            let was_paid = closed.from == OrderStatus::Paid;
+            Vec::from_iter(
+                lines(&closed.lines, &closed.remote).into_iter().chain([
+                    differ("the user", closed.user.get(), row.user_id),
+                    differ("whether it was paid", was_paid, row.paid_at.is_some()),
+                    differ("the status", closed.status.as_str(), &row.status),
+                    differ("the reason of its end", closed.reason.as_str(), shown(row.close_reason.as_ref())),
+                    differ("the time of its end", at, shown(row.closed_at)),
+                    differ("the coupon", shown(closed.coupon), coupon),
+                    closed.receipt.as_ref().and_then(|closed| differ("the receipt", closed, &receipt)),
+                    differ("a refund by the gateway", closed.by_gateway, row.method.as_deref() == Some("GATEWAY"))
+                        .filter(|_| was_paid),
+                    differ("the day of the sale", &closed.day, shown(row.day.as_ref())).filter(|_| was_paid),
+                ]),
+            )
+        }
+        Body::PaymentEnded { receipt: of, outcome, transaction, .. } => {
+            let status = match outcome {
+                PaymentOutcome::Refunded => "REFUNDED",
+                PaymentOutcome::Declined => "DECLINED",
+                PaymentOutcome::Settled => "PAID",
+                PaymentOutcome::Disputed => "DISPUTED",
+            };
+            // A paid order may be refunded later.
+            let is_final =
+                !matches!(outcome, PaymentOutcome::Settled | PaymentOutcome::Disputed) || row.closed_at.is_none();
+            vec![
+                differ("the receipt", of, receipt),
+                differ("the end of its payment", status, shown(row.payment_status.as_ref())).filter(|_| is_final),
+                transaction.as_ref().filter(|_| is_final).and_then(|transaction| {
+                    differ("the gateway's transaction", transaction, shown(row.transaction_id.as_ref()))
+                }),
+            ]
+        }
+        Body::PaymentResolved(resolved) => vec![
+            differ("the user", resolved.user.get(), row.user_id),
+            differ("the receipt", &resolved.receipt, receipt),
+            differ("whether it was paid", resolved.approved, row.paid_at.is_some()),
+            differ("the operator", &resolved.operator, shown(resolution.map(|row| &row.operator))),
+            differ("the operator's reason", &resolved.reason, shown(resolution.map(|row| &row.reason))),
+        ],
+        _ => Vec::new(),
+    }
+}

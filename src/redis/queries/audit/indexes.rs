@@ -1,0 +1,266 @@
+//! What is read without a record of PostgreSQL to start from: the fixed keys, the members of indexes, and every key of a server.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use chrono::NaiveDate;
+use redis::Value;
+
+use super::{HashFields, LossyText, Replies, ScoredTexts, texts};
+use crate::{
+    model::{CouponId, Error, Millis, OrderId, Partition, Word},
+    redis::{
+        Store,
+        keys::{KeyKind, Keys},
+        leases::ServingLease,
+        outbox::{Entry, Relayed, StreamId},
+        roll_call,
+        settings::ServerInfo,
+    },
+};
+
+/// The page size of a scan.
+const SCAN_BATCH: usize = 1000;
+
+/// The state of a partition, and what its processes say.
+#[derive(Debug)]
+pub struct FixedKeys {
+    pub meta: HashFields,
+    /// The words by process; `None` for one that is no word.
+    pub words: Vec<(String, Option<Word>)>,
+    /// The leases by process; `None` for one that is no lease.
+    pub leases: Vec<(String, Option<ServingLease>)>,
+    /// Whether the leases have members and do not expire.
+    pub leases_stay: bool,
+    /// The last id of each sequence.
+    pub ids: HashFields,
+    /// The server's time.
+    pub at: Millis,
+}
+
+impl FixedKeys {
+    /// The mark in the partition's state. `Some(None)` for a text that is no mark.
+    pub fn relayed(&self) -> Option<Option<Relayed>> {
+        self.meta.get("relayed").map(|text| Relayed::parse(text).filter(|mark| mark.to_string() == *text))
+    }
+}
+
+/// The ids in the keys of a scan, by kind of key.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    pub users: Vec<i64>,
+    pub products: Vec<i64>,
+    pub campaigns: Vec<i64>,
+    pub orders: Vec<i64>,
+    pub holds: Vec<i64>,
+    /// The digests of idempotency records.
+    pub records: Vec<String>,
+    pub categories: Vec<String>,
+    /// The days of rankings.
+    pub days: Vec<NaiveDate>,
+    /// Keys that the service does not write.
+    pub unknown: Vec<String>,
+}
+
+impl Store {
+    /// Reads the state of a partition, and what its processes say, at one moment.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as for all the following methods.
+    pub async fn fixed_keys(&self, here: Partition) -> Result<FixedKeys, Error> {
+        let keys = Keys(here);
+        let mut read = redis::pipe();
+        read.atomic();
+        for hash in [keys.meta(), keys.instances(), keys.serving(), keys.ids()] {
+            read.cmd("HGETALL").arg(hash);
+        }
+        read.cmd("PTTL").arg(keys.serving());
+        read.cmd("TIME");
+        type Hash = HashMap<LossyText, LossyText>;
+        let (meta, words, leases, ids, ttl, (seconds, microseconds)): (Hash, Hash, Hash, Hash, i64, (i64, i64)) =
+            self.pipe_unchecked(here, &read).await?;
+        let word = |(process, word): (LossyText, LossyText)| (process.0, roll_call::unpack_exactly(&word.0));
+        let lease = |(process, lease): (LossyText, LossyText)| (process.0, serde_json::from_str(&lease.0).ok());
+        Ok(FixedKeys {
+            meta: texts(meta),
+            leases_stay: !leases.is_empty() && ttl < 0,
+            words: words.into_iter().map(word).collect(),
+            leases: leases.into_iter().map(lease).collect(),
+            ids: texts(ids),
+            at: Millis(seconds * 1000 + microseconds / 1000),
+        })
+    }
+
+    /// For each of these users, whether the campaign's set of holders has the user.
+    pub async fn are_holders(&self, coupon: CouponId, users: &[i64]) -> Result<Vec<bool>, Error> {
+        if users.is_empty() {
+            return Ok(Vec::new());
+        }
+        let here = self.owner(coupon.get());
+        let mut read = redis::cmd("SMISMEMBER");
+        read.arg(Keys(here).holders(coupon)).arg(users);
+        self.query_unchecked(here, &read).await
+    }
+
+    /// A page of the members of a sorted set, with their scores.
+    pub async fn scored_page(
+        &self,
+        here: Partition,
+        set: &KeyKind,
+        offset: usize,
+        size: usize,
+    ) -> Result<Vec<(String, f64)>, Error> {
+        let mut read = redis::cmd("ZRANGE");
+        read.arg(Keys(here).of(set)).arg(offset).arg(offset + size - 1).arg("WITHSCORES");
+        let ScoredTexts(members) = self.query_unchecked(here, &read).await?;
+        Ok(members)
+    }
+
+    /// A page of the fields of a hash, and the next cursor, which is `None` after the last page.
+    pub async fn field_page(
+        &self,
+        here: Partition,
+        hash: &KeyKind,
+        cursor: &str,
+    ) -> Result<(Vec<String>, Option<String>), Error> {
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(Keys(here).of(hash)).arg(cursor).arg("COUNT").arg(SCAN_BATCH);
+        let (next, page): (String, Vec<(LossyText, LossyText)>) = self.query_unchecked(here, &scan).await?;
+        Ok((page.into_iter().map(|(field, _)| field.0).collect(), Some(next).filter(|next| next != "0")))
+    }
+
+    /// Those of the members `order:user` of the index of remote holds that are there, and are of no stock that is held for this
+    /// order and user.
+    pub async fn strange_holds(&self, here: Partition, members: &[(i64, i64)]) -> Result<Vec<(i64, i64)>, Error> {
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        let holds = members.iter().filter_map(|(order, user)| Some((OrderId::new(*order)?, *user)));
+        let holds: Vec<(OrderId, i64)> = holds.collect();
+        let mut read = redis::pipe();
+        read.atomic();
+        for (order, user) in &holds {
+            read.cmd("HMGET").arg(Keys(here).hold(*order)).arg(&["state", "user"]);
+            read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
+        }
+        let replies: Vec<Value> = self.pipe_unchecked(here, &read).await?;
+        let mut replies = Replies(replies.into_iter());
+        let mut strange = Vec::new();
+        for (order, user) in holds {
+            let fields: Vec<Option<LossyText>> = replies.next()?;
+            let score: Option<f64> = replies.next()?;
+            let held = [Some(LossyText("HELD".to_owned())), Some(LossyText(user.to_string()))];
+            if score.is_some() && fields != held {
+                strange.push((order.get(), user));
+            }
+        }
+        Ok(strange)
+    }
+
+    /// Whether a ranking of a day is there and does not expire.
+    pub async fn ranks_stay(&self, here: Partition, day: NaiveDate) -> Result<bool, Error> {
+        let mut read = redis::pipe();
+        for set in [Keys(here).rank_units(day), Keys(here).rank_won(day)] {
+            read.cmd("PTTL").arg(set);
+        }
+        let ttls: Vec<i64> = self.pipe_unchecked(here, &read).await?;
+        Ok(ttls.contains(&-1))
+    }
+
+    /// The first entry of the outbox, and up to `count` entries after `after`, at one moment.
+    pub async fn outbox_from_first(
+        &self,
+        here: Partition,
+        after: StreamId,
+        count: usize,
+    ) -> Result<(Option<StreamId>, Vec<Entry>), Error> {
+        let outbox = Keys(here).outbox();
+        let mut read = redis::pipe();
+        read.atomic();
+        read.cmd("XRANGE").arg(&outbox).arg("-").arg("+").arg("COUNT").arg(1);
+        read.cmd("XRANGE").arg(&outbox).arg(format!("({after}")).arg("+").arg("COUNT").arg(count);
+        let (first, entries): (Vec<Entry>, Vec<Entry>) = self.pipe_unchecked(here, &read).await?;
+        Ok((first.first().map(|entry| entry.id), entries))
+    }
+
+    /// The first entry of the outbox, and the entries of these ids that it has, at one moment.
+    pub async fn outbox_entries(
+        &self,
+        here: Partition,
+        ids: &[StreamId],
+    ) -> Result<(Option<StreamId>, Vec<Entry>), Error> {
+        let outbox = Keys(here).outbox();
+        let mut read = redis::pipe();
+        read.atomic();
+        read.cmd("XRANGE").arg(&outbox).arg("-").arg("+").arg("COUNT").arg(1);
+        for id in ids {
+            read.cmd("XRANGE").arg(&outbox).arg(id.to_string()).arg(id.to_string());
+        }
+        let mut entries: Vec<Vec<Entry>> = self.pipe_unchecked(here, &read).await?;
+        let first = entries.remove(0);
+        Ok((first.first().map(|entry| entry.id), entries.into_iter().flatten().collect()))
+    }
+
+    /// One partition on each server.
+    pub async fn servers(&self) -> Result<Vec<Partition>, Error> {
+        let (mut seen, mut servers) = (HashSet::new(), Vec::new());
+        for here in self.all() {
+            let mut read = redis::cmd("INFO");
+            read.arg("server");
+            let info: String = self.query_unchecked(here, &read).await?;
+            if seen.insert(ServerInfo::read(&info).run_id) {
+                servers.push(here);
+            }
+        }
+        Ok(servers)
+    }
+
+    /// A page of the service's keys on a server, and the next cursor, which is `None` after the last page. A key that exists
+    /// during the whole scan is in at least one page.
+    pub async fn scan_page(&self, server: Partition, cursor: &str) -> Result<(Vec<String>, Option<String>), Error> {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg("{p*}:*").arg("COUNT").arg(SCAN_BATCH);
+        let (next, page): (String, Vec<LossyText>) = self.query_unchecked(server, &scan).await?;
+        Ok((page.into_iter().map(|key| key.0).collect(), Some(next).filter(|next| next != "0")))
+    }
+}
+
+/// Sorts the keys of a page by partition and kind. Keys of partitions that the store does not have are unknown.
+pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
+    let mut sorted: BTreeMap<u16, Scanned> = BTreeMap::new();
+    for key in page {
+        let Some((here, kind)) = Keys::parse(key).filter(|(here, _)| here.0 < partitions) else {
+            // Claims of idempotency keys by an earlier version, which expire.
+            if !key.contains("}:claim:") {
+                sorted.entry(0).or_default().unknown.push(key.clone());
+            }
+            continue;
+        };
+        let scanned = sorted.entry(here.0).or_default();
+        match kind {
+            KeyKind::User(id) => scanned.users.push(id.get()),
+            KeyKind::Product(id) => scanned.products.push(id.get()),
+            KeyKind::Campaign(id) | KeyKind::Holders(id) => scanned.campaigns.push(id.get()),
+            KeyKind::Order(id) => scanned.orders.push(id.get()),
+            KeyKind::Hold(order) => scanned.holds.push(order.get()),
+            KeyKind::Record(digest) => scanned.records.push(digest),
+            KeyKind::Category(category) => scanned.categories.push(category),
+            KeyKind::RankUnits(day) | KeyKind::RankWon(day) => scanned.days.push(day),
+            KeyKind::Meta
+            | KeyKind::Instances
+            | KeyKind::Serving
+            | KeyKind::Outbox
+            | KeyKind::Ids
+            | KeyKind::Campaigns
+            | KeyKind::Catalogue
+            | KeyKind::Price
+            | KeyKind::Stock
+            | KeyKind::Held
+            | KeyKind::Sold
+            | KeyKind::Withheld
+            | KeyKind::Expiry
+            | KeyKind::Gateway
+            | KeyKind::Holds => {}
+        }
+    }
+    sorted
+}

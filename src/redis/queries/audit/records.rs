@@ -1,0 +1,271 @@
+//! Records with everything that belongs to them.
+
+use std::collections::HashMap;
+
+use chrono::NaiveDate;
+
+use super::{HashFields, Inspected, LossyText, Replies, ScoredTexts};
+use crate::{
+    model::{CouponId, Error, OrderId, Partition, ProductId, UserId},
+    redis::{Store, keys::Keys, outbox::StreamId},
+};
+
+/// A user. The fields are empty if the user does not exist.
+#[derive(Debug, Default)]
+pub struct UserSeen {
+    /// Those that are no coupons.
+    pub fields: HashFields,
+    /// The coupon records by campaign, as the scripts write them.
+    pub coupons: HashMap<i64, String>,
+}
+
+/// A product.
+#[derive(Debug, Default)]
+pub struct ProductSeen {
+    pub fields: HashFields,
+    /// Its fields in `price`, `stock`, `held`, `sold` and `withheld`.
+    pub counters: [Option<String>; 5],
+    /// Its score in the catalogue, and in the category that the caller names.
+    pub listed: Option<f64>,
+    pub listed_in_category: Option<f64>,
+}
+
+/// A campaign.
+#[derive(Debug, Default)]
+pub struct CampaignSeen {
+    pub fields: HashFields,
+    pub holders: i64,
+    /// Its score among the campaigns.
+    pub listed: Option<f64>,
+}
+
+/// An order.
+#[derive(Debug, Default)]
+pub struct OrderSeen {
+    pub fields: HashFields,
+    /// Its score in the expiry index.
+    pub expires: Option<f64>,
+    /// Its score in the index of gateway payments.
+    pub watched: Option<f64>,
+    /// Whether its key expires.
+    pub leaves: bool,
+}
+
+/// A remote hold.
+#[derive(Debug, Default)]
+pub struct HoldSeen {
+    pub fields: HashFields,
+    /// Its score in the index of remote holds.
+    pub due: Option<f64>,
+    /// Whether its key expires.
+    pub leaves: bool,
+}
+
+/// The rankings of one day: product ids with units, and with won.
+#[derive(Debug, Default)]
+pub struct RanksSeen {
+    pub units: Vec<(String, f64)>,
+    pub won: Vec<(String, f64)>,
+    /// Whether one of the two has members and does not expire.
+    pub stays: bool,
+}
+
+/// An idempotency record; empty if there is none.
+#[derive(Debug, Default)]
+pub struct RecordSeen {
+    pub items: Vec<String>,
+    /// The rest of its life; negative if it does not expire.
+    pub ttl_ms: i64,
+}
+
+fn leaves(replies: &mut Replies) -> Result<bool, Error> {
+    Ok(replies.next::<i64>()? >= 0)
+}
+
+impl Store {
+    /// Reads users.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as for all the following methods.
+    pub async fn inspect_users(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[i64],
+    ) -> Result<Inspected<UserSeen>, Error> {
+        let users: Vec<UserId> = ids.iter().filter_map(|id| UserId::new(*id)).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for user in &users {
+                read.cmd("HGETALL").arg(Keys(here).user(*user));
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let user = |_| {
+                let mut fields = replies.hash()?;
+                let is_coupon = |name: &str| name.parse::<i64>().is_ok_and(|id| id > 0 && id.to_string() == name);
+                let coupons = fields.extract_if(|name, _| is_coupon(name));
+                let coupons = coupons.filter_map(|(id, record)| Some((id.parse().ok()?, record))).collect();
+                Ok(UserSeen { fields, coupons })
+            };
+            users.iter().map(user).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads products, and whether each is listed in the category beside its id.
+    pub async fn inspect_products(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[(i64, String)],
+    ) -> Result<Inspected<ProductSeen>, Error> {
+        let keys = Keys(here);
+        let products: Vec<(ProductId, &str)> =
+            ids.iter().filter_map(|(id, category)| Some((ProductId::new(*id)?, category.as_str()))).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for (product, category) in &products {
+                read.cmd("HGETALL").arg(keys.product(*product));
+                for counters in [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()] {
+                    read.cmd("HGET").arg(counters).arg(product.get());
+                }
+                for set in [keys.catalogue(), keys.category(category)] {
+                    read.cmd("ZSCORE").arg(set).arg(product.get());
+                }
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let product = |_| {
+                let fields = replies.hash()?;
+                let mut counters: [Option<String>; 5] = Default::default();
+                for counter in &mut counters {
+                    *counter = replies.text()?;
+                }
+                Ok(ProductSeen { fields, counters, listed: replies.next()?, listed_in_category: replies.next()? })
+            };
+            products.iter().map(product).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads campaigns.
+    pub async fn inspect_campaigns(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[i64],
+    ) -> Result<Inspected<CampaignSeen>, Error> {
+        let campaigns: Vec<CouponId> = ids.iter().filter_map(|id| CouponId::new(*id)).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for campaign in &campaigns {
+                read.cmd("HGETALL").arg(Keys(here).campaign(*campaign));
+                read.cmd("SCARD").arg(Keys(here).holders(*campaign));
+                read.cmd("ZSCORE").arg(Keys(here).campaigns()).arg(campaign.get());
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let campaign =
+                |_| Ok(CampaignSeen { fields: replies.hash()?, holders: replies.next()?, listed: replies.next()? });
+            campaigns.iter().map(campaign).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads orders.
+    pub async fn inspect_orders(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[i64],
+    ) -> Result<Inspected<OrderSeen>, Error> {
+        let orders: Vec<OrderId> = ids.iter().filter_map(|id| OrderId::new(*id)).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for order in &orders {
+                read.cmd("HGETALL").arg(Keys(here).order(*order));
+                read.cmd("ZSCORE").arg(Keys(here).expiry()).arg(order.get());
+                read.cmd("ZSCORE").arg(Keys(here).gateway()).arg(order.get());
+                read.cmd("PTTL").arg(Keys(here).order(*order));
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let order = |_| {
+                let (fields, expires, watched) = (replies.hash()?, replies.next()?, replies.next()?);
+                Ok(OrderSeen { fields, expires, watched, leaves: leaves(replies)? })
+            };
+            orders.iter().map(order).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads the remote holds of these orders, each with its user.
+    pub async fn inspect_holds(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[(i64, i64)],
+    ) -> Result<Inspected<HoldSeen>, Error> {
+        let orders: Vec<(OrderId, i64)> =
+            ids.iter().filter_map(|(order, user)| Some((OrderId::new(*order)?, *user))).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for (order, user) in &orders {
+                read.cmd("HGETALL").arg(Keys(here).hold(*order));
+                read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
+                read.cmd("PTTL").arg(Keys(here).hold(*order));
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let hold = |_| Ok(HoldSeen { fields: replies.hash()?, due: replies.next()?, leaves: leaves(replies)? });
+            orders.iter().map(hold).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads the rankings of these days.
+    pub async fn inspect_ranks(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        days: &[NaiveDate],
+    ) -> Result<Inspected<RanksSeen>, Error> {
+        let reads = |read: &mut redis::Pipeline| {
+            for day in days {
+                for set in [Keys(here).rank_units(*day), Keys(here).rank_won(*day)] {
+                    read.cmd("ZRANGE").arg(&set).arg(0).arg(-1).arg("WITHSCORES");
+                    read.cmd("PTTL").arg(&set);
+                }
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let day = |_| {
+                let (ScoredTexts(units), units_leave) = (replies.next()?, leaves(replies)?);
+                let (ScoredTexts(won), won_leave) = (replies.next()?, leaves(replies)?);
+                let stays = !units.is_empty() && !units_leave || !won.is_empty() && !won_leave;
+                Ok(RanksSeen { units, won, stays })
+            };
+            days.iter().map(day).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads the idempotency records of these digests.
+    pub async fn inspect_records(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        digests: &[String],
+    ) -> Result<Inspected<RecordSeen>, Error> {
+        let reads = |read: &mut redis::Pipeline| {
+            for digest in digests {
+                read.cmd("LRANGE").arg(Keys(here).record(digest)).arg(0).arg(-1);
+                read.cmd("PTTL").arg(Keys(here).record(digest));
+            }
+        };
+        let seen = |replies: &mut Replies| {
+            let record = |_| {
+                let items: Vec<LossyText> = replies.next()?;
+                Ok(RecordSeen { items: items.into_iter().map(|item| item.0).collect(), ttl_ms: replies.next()? })
+            };
+            digests.iter().map(record).collect()
+        };
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+}
