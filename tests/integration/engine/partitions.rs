@@ -4,7 +4,9 @@
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{CloseOrder, Closing, HoldStock, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled},
+    redis::commands::{
+        CloseOrder, Closing, HoldStock, OwnSequence, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled,
+    },
 };
 
 use crate::support::harness::{Options, TestApp, call};
@@ -20,6 +22,8 @@ struct TwoPartitions {
 impl TwoPartitions {
     async fn start() -> TwoPartitions {
         let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;
+        // For the ids that these tests choose.
+        test.store.numbers_reserve(Partition(0), OwnSequence::Orders, 1_000_000).await.unwrap();
         let (mut user, mut product, mut coupon) = (1, 0, 0);
         while user % 2 == 1 {
             user = test.user(10_000).await;
