@@ -271,7 +271,7 @@ impl Keys {
         hashes.chain(sets).chain([(self.outbox(), "stream")]).collect()
     }
 
-    /// A key of every kind. Of an idempotency record, `idem:0`.
+    /// A key of every kind.
     pub fn samples(self) -> Vec<String> {
         let day = NaiveDate::default();
         let mut samples: Vec<String> = self.fixed().into_iter().map(|(key, _)| key).collect();
