@@ -117,7 +117,7 @@ fn parts_of(texts: &[Bytes], at: usize) -> Vec<(String, Range<usize>)> {
     let whole = 0..texts[at].len();
     let name = shown(&texts[at - at % 2]);
     let fields: Vec<(String, String)> = texts.chunks(2).map(|pair| (shown(&pair[0]), shown(&pair[1]))).collect();
-    if at % 2 == 0 {
+    if at.is_multiple_of(2) {
         return vec![(format!("name {name}"), whole)];
     }
     let kind = fields.iter().find(|(name, _)| name == "kind").map(|(_, kind)| kind.as_str());
