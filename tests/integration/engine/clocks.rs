@@ -8,7 +8,7 @@ use firstcome::{
         CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, Partition, PaymentId,
         PaymentType, ProductId, UserId,
     },
-    redis::commands::{PayOrder, Settled},
+    redis::commands::{OwnSequence, PayOrder, Settled},
 };
 
 use crate::support::harness::{Options, TestApp, call, open, postgres_url};
@@ -177,7 +177,8 @@ async fn payment_dated_by_day_of_decision() {
         let late = if calls.fetch_add(1, Ordering::SeqCst) == 0 { 86_400_000 } else { 0 };
         CalendarDay::of(now.plus(-late), test.engine.zone())
     };
-    let payment_id = PaymentId::new(1).unwrap();
+    let number = test.store.numbers_reserve(Partition(0), OwnSequence::Payments, 1).await.unwrap();
+    let payment_id = PaymentId::new(number).unwrap();
     let pay_at = |now| PayOrder {
         payment: payment.clone(),
         payment_id,
