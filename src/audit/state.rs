@@ -196,7 +196,8 @@ impl Audit {
             for (process, word) in &fixed.words {
                 findings.count_one();
                 let is_sound = word.as_ref().is_some_and(|word| {
-                    word.acknowledged <= decided && word.at.0 <= fixed.at.0 + CLOCK_TOLERANCE_MS && is_of_history(word)
+                    let positions_known = word.acknowledged.max(word.confirmed) <= decided;
+                    positions_known && word.at.0 <= fixed.at.0 + CLOCK_TOLERANCE_MS && is_of_history(word)
                 });
                 let is_process = Uuid::try_parse(process).is_ok_and(|id| id.to_string() == *process);
                 if !is_sound || !is_process {

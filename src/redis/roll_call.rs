@@ -60,9 +60,12 @@ fn unpack(packed: &str) -> Option<Word> {
     Some(Word { history, acknowledged, confirmed, at, drained, before_postgres })
 }
 
-/// A word that says nothing else than its text.
+/// A word that says nothing else than its text, in the form of this version or of an earlier one.
 pub(super) fn unpack_exactly(packed: &str) -> Option<Word> {
-    unpack(packed).filter(|word| pack(word) == packed)
+    unpack(packed).filter(|word| {
+        let text = pack(word);
+        text == packed || text.strip_suffix(" 0") == Some(packed)
+    })
 }
 
 /// The words of a partition's processes, by the id of the process.
@@ -256,10 +259,17 @@ mod tests {
     fn word_unpacked_as_packed() {
         let given = word("0d12ab:77fe", 42, 1_700_000_000_123);
         let packed = pack(&given);
-        assert_eq!(unpack(&packed), Some(given.clone()));
         // Of an earlier version.
         let shorter = packed.rsplit_once(' ').unwrap().0;
-        assert_eq!(unpack(shorter), Some(Word { before_postgres: false, ..given }));
+        for unpack in [unpack, unpack_exactly] {
+            assert_eq!(unpack(&packed), Some(given.clone()));
+            assert_eq!(unpack(shorter), Some(Word { before_postgres: false, ..given.clone() }));
+        }
+        for other in
+            [format!("{packed} 1"), format!("{packed} "), packed.replace(" 42", " 042"), format!("{shorter} 2")]
+        {
+            assert_eq!(unpack_exactly(&other), None, "{other}");
+        }
         for bad in ["", "a", "a 1", "a 1 2 3 4 5", "a 1 2 3 4 5 x"] {
             assert_eq!(unpack(bad), None, "{bad}");
         }
