@@ -31,6 +31,7 @@ async fn rich_user(test: &TestApp, id: i64, balance: i64) {
     let batch = UserBatch { first: user(id), step: 1, count: 1, name: "부자".to_owned(), prefixed: false, balance };
     let call = call(None);
     test.store.users_create(&call, Partition(0), &batch).await.unwrap();
+    test.skip_chosen_ids().await;
 }
 
 async fn last_event(test: &TestApp) -> Event {

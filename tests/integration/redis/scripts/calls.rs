@@ -137,7 +137,7 @@ impl Bench {
     }
 
     pub(super) fn pay_by_gateway(&self, order: i64, user: i64, amount: i64) -> Raw {
-        self.pay(order, user, amount).with(10, "GATEWAY").with(11, format!("tx-{order}"))
+        self.pay(order, user, amount).with(7, "TOSS").with(10, "GATEWAY").with(11, format!("tx-{order}"))
     }
 
     /// `why` is CANCEL, EXPIRE or DECLINE; `day` is the day of sale of a PAID order.

@@ -278,6 +278,7 @@ impl Bench {
     }
 
     pub async fn finish(self) {
+        self.test.skip_chosen_ids().await;
         self.test.finish().await;
     }
 }

@@ -21,11 +21,11 @@ use firstcome::{
     config::*,
     dev::{self, PostgresServer, RedisServer, ScratchDir},
     engine::Engine,
-    model::{Call, Clock, IdempotencyKey, KeyOwner, Millis},
+    model::{Call, Clock, IdempotencyKey, KeyOwner, Millis, Partition},
     postgres,
     projector::Projector,
     recovery::rebuild::Rebuild,
-    redis::Store,
+    redis::{Store, commands::OwnSequence, keys::Keys},
 };
 use sea_orm::DatabaseConnection;
 use tokio::net::TcpListener;
@@ -261,6 +261,19 @@ impl TestApp {
     /// Every key of Redis with its value, without TTLs.
     pub async fn snapshot(&self) -> std::collections::BTreeMap<String, String> {
         invariants::snapshot(&mut self.raw().await).await
+    }
+
+    /// Makes the next ids higher than those that a test chose itself.
+    pub async fn skip_chosen_ids(&self) {
+        let mut redis = self.raw().await;
+        for here in self.store.all() {
+            let own = OwnSequence::ALL.map(|sequence| sequence.name(self.store.partitions()));
+            let shared = ["user", "product", "coupon"].into_iter().filter(|_| here == Partition(0));
+            let last = own.into_iter().chain(shared).map(|sequence| (sequence, 1_000_000));
+            let mut skip = redis::cmd("HSET");
+            skip.arg(Keys(here).ids()).arg(last.collect::<Vec<_>>());
+            skip.exec_async(&mut redis).await.unwrap();
+        }
     }
 
     /// Drains the outbox, checks the invariants, and stops. Every test ends with this.
