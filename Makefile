@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos drill load-test bench instructions bench-compare lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos chaos-long drill load-test bench instructions bench-compare lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,6 +40,9 @@ fuzz: install ## fuzz the running service by its OpenAPI document, and every dec
 chaos: install ## test the promises under crashes, cuts and full disks at random moments (CHAOS_SEED=1 replays)
 	CHAOS_SEED="$${CHAOS_SEED:-$$(date +%s)}" CHAOS_FAULTS="$${CHAOS_FAULTS:-64}" \
 		cargo test --locked --test integration -- chaos:: --nocapture --test-threads=1 $(ARGS)
+
+chaos-long: install ## run seeds of it to 100,000 operations through 500 faults, resumably; report in target/chaos-long/
+	@scripts/chaos-long
 
 drill: install ## let each machine die while customers buy, and print what they saw (ARGS=redis-master for some drills)
 	cargo test --locked --test integration -- $(or $(addprefix drill::,$(subst -,_,$(ARGS))),drill::) \

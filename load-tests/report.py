@@ -333,7 +333,8 @@ def check():
     filled = page({
         "scenario": hostile, "title": hostile, "proves": hostile, "passed": False, "seconds": 1.0, "metrics": {},
         "headline": [{"value": hostile, "label": hostile, "ok": False}], "rules": [rule], "options": {hostile: hostile},
-        "timeline": found, "machine": {hostile: hostile},
+        "timeline": found, "machine": {hostile: hostile}, "kind": hostile, "when": hostile, "footer": hostile,
+        "tables": [{"title": hostile, "note": hostile, "columns": [hostile], "rows": [[hostile]]}],
     })
     outline = Outline()
     outline.feed(filled)

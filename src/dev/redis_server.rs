@@ -47,6 +47,8 @@ pub struct RedisServerConfig {
     pub sentinel: Vec<String>,
     /// Further arguments; they override the fields above (`["--appendonly", "no"]`).
     pub extra_args: Vec<String>,
+    /// Variables of the server's environment besides those of this process.
+    pub environment: Vec<(String, String)>,
 }
 
 impl RedisServerConfig {
@@ -60,6 +62,7 @@ impl RedisServerConfig {
             full_disks: false,
             sentinel: Vec::new(),
             extra_args: Vec::new(),
+            environment: Vec::new(),
         }
     }
 }
@@ -132,6 +135,7 @@ impl RedisServer {
             set("maxmemory", &bytes.to_string());
         }
         command.args(&config.extra_args);
+        command.envs(config.environment.iter().map(|(name, value)| (name, value)));
 
         let process = Process::spawn("Redis", &mut command, &data, &self.log_path(), StopSignal::Term)?;
         // Stored before the wait, so that a cancelled start drops it, which kills it.

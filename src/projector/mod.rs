@@ -469,7 +469,14 @@ impl Projector {
         if mark.is_none() && due.is_none() {
             return Ok(());
         }
-        let entries = self.store.outbox_mark_and_trim(here, mark, due).await?;
+        let known = self.tails.of(here, |tail| tail.relayed());
+        let Some(entries) = self.store.outbox_mark_and_trim(here, mark, known, due).await? else {
+            // A replica has taken the place of its master: it has every decision, but may lack evictions. The next step repeats them.
+            self.tails.of(here, |tail| tail.forget_relayed());
+            return Err(StepError::Unavailable(
+                "Redis lacks what the projection did after its last commits".to_owned(),
+            ));
+        };
         let unprojected = self.store.partition_backlog(here) as usize / self.per_entry.load(Ordering::Relaxed).max(1);
         self.tails.of(here, |tail| {
             mark.into_iter().for_each(|mark| tail.record_relayed(mark));

@@ -86,6 +86,16 @@ impl Tail {
         }
     }
 
+    /// The mark, as this process knows it.
+    pub(super) fn relayed(&self) -> Option<Relayed> {
+        self.relayed
+    }
+
+    /// Forgets the mark, which Redis has lost: the next step reads it.
+    pub(super) fn forget_relayed(&mut self) {
+        self.relayed = None;
+    }
+
     /// Whether the steps after the commit are done for everything up to `at` and its entry.
     pub(super) fn is_relayed(&self, at: Position, entry: StreamId) -> bool {
         self.relayed.is_some_and(|mark| {

@@ -14,7 +14,7 @@ use futures_util::future::{BoxFuture, join_all};
 use redis::{RedisError, RedisResult, Value, aio::MultiplexedConnection};
 
 use super::{
-    LAYOUT, Store,
+    LAYOUT, Store, aof_rewrite,
     connection::ConnectionHandle,
     keys::Keys,
     partition_state::{FreezeCause, Meta, behind, meta_fields, read_meta, state_lost},
@@ -146,7 +146,7 @@ impl Store {
     }
 
     /// Checks partitions at a start or a stop, all at once. Waits while other processes may still give their words, at most
-    /// [`RECENT`]. Returns the result of each, as [`Store::check`].
+    /// [`RECENT`], and while a server rewrites its append-only file. Returns the result of each, as [`Store::check`].
     pub async fn check_patiently(
         &self,
         partitions: impl Iterator<Item = Partition>,
@@ -157,7 +157,7 @@ impl Store {
     async fn check_until_heard(&self, here: Partition) -> Result<(), Error> {
         loop {
             let checked = self.check(here).await;
-            if checked.is_ok() || !self.watermark(here).checking.lock().await.waits_for_words {
+            if checked.is_ok() || !self.watermark(here).checking.lock().await.opens_soon {
                 return checked;
             }
             tokio::time::sleep(CHECK_SHARED_FOR).await;
@@ -221,7 +221,7 @@ impl Store {
         checked: &mut Checked,
     ) -> Result<(), Error> {
         let (began, generation) = (Instant::now(), self.watermark(here).begin_check());
-        checked.waits_for_words = false;
+        checked.opens_soon = false;
         let due = !self.watermark(here).is_open()
             || checked.permissions_checked.is_none_or(|at| at.elapsed() >= permissions::CHECK_INTERVAL);
         let found = match due {
@@ -306,6 +306,12 @@ impl Store {
             if let Some(reason) = settings.refusal(guard.durability) {
                 return Ok(State::Closed(reason));
             }
+            if guard.durability == RedisDurability::Checked
+                && let Some(reason) = aof_rewrite::complete(link).await?
+            {
+                checked.opens_soon = true;
+                return Ok(State::Closed(reason));
+            }
             self.load_progress(guard).await;
             acknowledged = watermark.acknowledged();
             found = read_meta(here, link).await?;
@@ -370,11 +376,12 @@ impl Store {
         }
         if !roll.silent.is_empty() {
             let silent = roll.silent.join(", ");
-            checked.waits_for_words = !waited;
+            checked.opens_soon = !waited;
             if !waited {
                 return Ok(State::Closed(format!("{WAITS_FOR_WORDS}: {silent}")));
             }
-            if !watermark.is_open() {
+            if !watermark.is_open() && checked.opened_without != roll.silent {
+                checked.opened_without = roll.silent;
                 tracing::warn!(
                     partition = here.0,
                     silent,

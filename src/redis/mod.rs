@@ -19,6 +19,7 @@
 //! `telemetry`.
 
 mod address;
+mod aof_rewrite;
 mod availability;
 pub mod batchable;
 mod batcher;

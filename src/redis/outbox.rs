@@ -8,6 +8,7 @@ use redis::{FromRedisValue, ParsingError, Value};
 use super::{
     Store,
     keys::Keys,
+    reply_code::ReplyCode,
     script::{self, Invocation},
 };
 use crate::model::{Error, Millis, Partition, Position};
@@ -180,7 +181,8 @@ impl Store {
     }
 
     /// Marks decisions as relayed and their orders as evicted (`outbox_mark.lua`), and trims every entry up to and including
-    /// `trim`, which PostgreSQL must have committed. Returns the number of entries that remain.
+    /// `trim`, which PostgreSQL must have committed. `known`: the last mark that the caller knows of. Returns the number of entries
+    /// that remain; `None` if Redis lacks that mark: then nothing is trimmed.
     ///
     /// # Errors
     /// [`Error::Unavailable`]. A repeat is safe.
@@ -188,21 +190,33 @@ impl Store {
         &self,
         here: Partition,
         mark: Option<Relayed>,
+        known: Option<Relayed>,
         trim: Option<StreamId>,
-    ) -> Result<usize, Error> {
-        let mut calls = redis::pipe();
+    ) -> Result<Option<usize>, Error> {
         if let Some(Relayed { position, entry }) = mark {
+            let known =
+                known.filter(|known| known.position.epoch == position.epoch).map_or(0, |known| known.position.seq);
             let mut invocation = Invocation::new(&script::OUTBOX_MARK);
-            invocation.key(Keys(here).meta()).arg(position.epoch).arg(position.seq).arg(entry.to_string());
+            invocation.key(Keys(here).meta()).arg(position.epoch).arg(position.seq).arg(entry.to_string()).arg(known);
+            let mut calls = redis::pipe();
             // By source, because a pipeline can't load a forgotten script and go on.
-            calls.add_command(invocation.by_source()).ignore();
+            calls.add_command(invocation.by_source());
+            calls.cmd("XLEN").arg(Keys(here).outbox());
+            let ((code,), remaining): ((String,), usize) = self.pipe_unchecked(here, &calls).await?;
+            if code == ReplyCode::Behind.as_str() {
+                return Ok(None);
+            }
+            if trim.is_none() {
+                return Ok(Some(remaining));
+            }
         }
+        let mut calls = redis::pipe();
         if let Some(last) = trim {
             calls.cmd("XTRIM").arg(Keys(here).outbox()).arg("MINID").arg("=").arg(last.next().to_string()).ignore();
         }
         calls.cmd("XLEN").arg(Keys(here).outbox());
         let (remaining,): (usize,) = self.pipe_unchecked(here, &calls).await?;
-        Ok(remaining)
+        Ok(Some(remaining))
     }
 
     /// The time, by Redis's clock, of the oldest entry after `last`; `None` if there is none.

@@ -94,6 +94,9 @@ pub const PERMISSIONS: &[Permission] = &[
 pub const REPLICA_PERMISSIONS: [Permission; 2] =
     [permission("wait", "WAIT 1 1"), permission("waitaof", "WAITAOF 0 1 1")];
 
+/// What the user should have for a server that has started again ([`aof_rewrite`](super::aof_rewrite)).
+pub const REWRITE_PERMISSION: Permission = permission("bgrewriteaof", "BGREWRITEAOF");
+
 /// The commands that the user needs, as configured.
 fn needed(ack: Option<ReplicaAck>) -> impl Iterator<Item = &'static Permission> {
     let of_replicas = ack.map(|ack| &REPLICA_PERMISSIONS[usize::from(ack.on_disk)]);

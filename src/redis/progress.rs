@@ -126,8 +126,9 @@ pub(super) struct Checked {
     pub failed: Option<Instant>,
     /// When the user had all permissions.
     pub permissions_checked: Option<Instant>,
-    /// Other processes may still give their words for the history.
-    pub waits_for_words: bool,
+    /// The partition is closed for a moment: other processes may still give their words for the history, or the server rewrites its
+    /// append-only file.
+    pub opens_soon: bool,
     /// The history for which this process last gave its word, and since when.
     pub history: Option<(String, Instant)>,
     /// The words of the partition's processes: at the last check, and when the history changed.
@@ -135,6 +136,8 @@ pub(super) struct Checked {
     pub words_before: HashMap<String, Word>,
     /// The processes that have ended without withdrawing their words: what they confirmed is known.
     pub ended: HashSet<String>,
+    /// The processes whose words were missing when the partition opened last.
+    pub opened_without: Vec<String>,
     /// Shared with the operations that had begun when the history changed.
     pub begun_before: Option<Arc<()>>,
 }

@@ -75,6 +75,7 @@ reply_codes! {
         AlreadyHolds = "ALREADY_HOLDS",
         AlreadyPaid = "ALREADY_PAID",
         AlreadyPresent = "ALREADY_PRESENT",
+        Behind = "BEHIND",
         CampaignNotFound = "CAMPAIGN_NOT_FOUND",
         Claimed = "CLAIMED",
         ClosesInPast = "CLOSES_IN_PAST",

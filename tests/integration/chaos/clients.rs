@@ -1,10 +1,11 @@
 //! The clients: they send random requests under idempotency keys, and record the replies.
 //!
 //! They share users, products, campaigns and orders, so that their requests conflict; the seed decides every request. Each
-//! object is replaced after a number of requests, so that its history stays short enough for the check.
+//! object is replaced after a number of requests, so that its history stays short enough for the check. Some requests aim at a
+//! moment: that of an order's expiry, of its eviction, or of a campaign's end.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -17,9 +18,9 @@ use tokio::sync::Semaphore;
 
 use super::{
     history::{Attempt, History, Operation, Outcome, Random, Request, now},
-    shop::{self, Goods},
+    shop::{self, Goods, Shop},
 };
-use crate::support::harness::until;
+use crate::support::harness::{ADMIN, until};
 
 /// Objects of a kind that are in use at a time, and the number of requests after which one is replaced.
 const USERS: (usize, u32) = (10, 50);
@@ -27,6 +28,11 @@ const PRODUCTS: (usize, u32) = (3, 40);
 const CAMPAIGNS: (usize, u32) = (2, 30);
 /// The newest orders, which requests may name.
 const ORDERS: usize = 24;
+/// One order in so many is left alone until the moment of its expiry, or of its eviction.
+const AIMED: i64 = 5;
+/// A client takes an aimed request this long before its moment, in nanoseconds, and begins it within this distance of it.
+const AHEAD: u64 = 120_000_000;
+const SPREAD: i64 = 8_000_000;
 
 /// Objects of a kind, of which a few are in use at a time.
 struct Rotation {
@@ -72,14 +78,32 @@ pub struct Market {
     orders: Mutex<Vec<Placed>>,
     /// The campaigns that a user has a coupon of.
     wallets: Mutex<HashMap<i64, Vec<i64>>>,
+    /// Requests by the moment that they aim at, in nanoseconds since 1970.
+    aimed: Mutex<BTreeMap<u64, Request>>,
+    /// The campaigns that operators have ended.
+    closed: Mutex<BTreeSet<i64>>,
     /// Operations to repeat.
     again: Mutex<Vec<usize>>,
+    /// How long an order holds its goods, and how long Redis keeps one that has closed, in nanoseconds; `None`: no request aims at
+    /// these moments.
+    moments: Option<(u64, u64)>,
     seed: u64,
     keys: AtomicU64,
 }
 
 impl Market {
+    /// The clients of a shop, some of whose requests aim at the moments of its orders.
+    pub fn of(shop: &Shop, seed: u64) -> Arc<Market> {
+        let ns = |seconds: u64| seconds * 1_000_000_000;
+        let moments = (ns(shop.options.hold_seconds.into()), ns(shop.options.closed_keep_seconds as u64));
+        Market::aiming(&shop.goods, shop.bases(), seed, Some(moments))
+    }
+
     pub fn new(goods: &Goods, bases: Vec<String>, seed: u64) -> Arc<Market> {
+        Market::aiming(goods, bases, seed, None)
+    }
+
+    fn aiming(goods: &Goods, bases: Vec<String>, seed: u64, moments: Option<(u64, u64)>) -> Arc<Market> {
         Arc::new(Market {
             history: History::default(),
             permits: Semaphore::new(0),
@@ -89,7 +113,10 @@ impl Market {
             campaigns: Rotation::new(&goods.campaigns, CAMPAIGNS),
             orders: Mutex::default(),
             wallets: Mutex::default(),
+            aimed: Mutex::default(),
+            closed: Mutex::default(),
             again: Mutex::default(),
+            moments,
             seed,
             keys: AtomicU64::new(0),
         })
@@ -111,7 +138,15 @@ impl Market {
                 Some(number) => number,
                 None => {
                     self.again.lock().unwrap().extend(waiting);
-                    self.begin(self.choose(&mut random))
+                    let request = match self.take_aimed() {
+                        Some((moment, request)) => {
+                            let begin = moment.saturating_add_signed(random.within(-SPREAD, SPREAD));
+                            tokio::time::sleep(Duration::from_nanos(begin.saturating_sub(now()))).await;
+                            request
+                        }
+                        None => self.choose(&mut random),
+                    };
+                    self.begin(request)
                 }
             };
             let known = self.attempt(&http, number, &mut random).await.is_known();
@@ -125,6 +160,14 @@ impl Market {
         }
     }
 
+    /// Takes the aimed request whose moment is next, if it is near. Those that are missed are left out.
+    fn take_aimed(&self) -> Option<(u64, Request)> {
+        let mut aimed = self.aimed.lock().unwrap();
+        let now = now();
+        *aimed = aimed.split_off(&now);
+        aimed.first_entry().filter(|next| next.key() - now < AHEAD).map(|next| next.remove_entry())
+    }
+
     pub fn begin(&self, request: Request) -> usize {
         let key = format!("{:x}-{}", self.seed, self.keys.fetch_add(1, Ordering::Relaxed));
         self.history.begin(Operation::new(request, key))
@@ -135,6 +178,9 @@ impl Market {
         let operation = self.history.get(number);
         let (method, path, body) = operation.request.to_http();
         let mut request = http.request(method, format!("{}{path}", random.pick(&self.bases)));
+        if path.starts_with("/admin") {
+            request = request.bearer_auth(ADMIN);
+        }
         if let Some(body) = &body {
             request = request.json(body).header("Idempotency-Key", &operation.key);
         }
@@ -144,7 +190,7 @@ impl Market {
             Err(error) => Outcome::Unknown(format!("{error:?}")),
         };
         if let Outcome::Done { body, .. } = &outcome {
-            self.remember(&operation.request, body);
+            self.remember(&operation.request, body, began);
         }
         self.history.add(number, Attempt { began, ended: now(), outcome: outcome.clone() });
         outcome
@@ -181,10 +227,17 @@ impl Market {
         self.attempt(http, number, &mut Random::new(0)).await
     }
 
-    fn remember(&self, request: &Request, body: &Value) {
+    /// Remembers what later requests may name, and the moments to aim at.
+    fn remember(&self, request: &Request, body: &Value, began: u64) {
+        // The decision was between the request and the reply.
+        let decided = began + (now() - began) / 2;
+        let aim = |moment: u64, request: Request| drop(self.aimed.lock().unwrap().insert(moment, request));
         match request {
             Request::Place { user, .. } => {
                 let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
+                if let Some((hold, _)) = self.moments.filter(|_| order % AIMED == 0) {
+                    return aim(decided + hold, Request::Pay { order, user: *user, price, amount: price });
+                }
                 let mut orders = self.orders.lock().unwrap();
                 if orders.iter().all(|placed| placed.order != order) {
                     orders.push(Placed { order, user: *user, price });
@@ -194,6 +247,16 @@ impl Market {
             }
             Request::Issue { campaign, user } => {
                 self.wallets.lock().unwrap().entry(*user).or_default().push(*campaign);
+            }
+            Request::Pay { order, user, .. } if order % AIMED == 1 => {
+                if let Some((_, keep)) = self.moments {
+                    aim(decided + keep, Request::Cancel { order: *order, user: *user });
+                }
+            }
+            Request::Close { campaign, at } => {
+                for (nth, user) in self.users.ids.iter().rev().take(4).enumerate() {
+                    aim(at + nth as u64, Request::Issue { campaign: *campaign, user: *user });
+                }
             }
             _ => {}
         }
@@ -218,8 +281,22 @@ impl Market {
             (66..71, _) => Request::Product { product: self.products.pick(random) },
             (71..74, Some(Placed { order, user, .. })) => Request::Order { order, user },
             (74..77, _) => Request::Coupons { user },
+            (77..79, _) if self.moments.is_some() => self.operate(random).unwrap_or(Request::Balance { user }),
             _ => self.place(user, random),
         }
+    }
+
+    /// An operator's act.
+    fn operate(&self, random: &mut Random) -> Option<Request> {
+        if random.percent(60) {
+            return Some(Request::Restock { product: self.products.pick(random), units: random.within(1, 5) });
+        }
+        let campaign = self.campaigns.pick(random);
+        // A window ends at a whole second.
+        let at = (now() / 1_000_000_000 + random.within(1, 3) as u64) * 1_000_000_000;
+        // Half of them go on, each of the others ends once.
+        let ends = campaign % 2 == 0 && self.closed.lock().unwrap().insert(campaign);
+        ends.then_some(Request::Close { campaign, at })
     }
 
     fn place(&self, user: i64, random: &mut Random) -> Request {

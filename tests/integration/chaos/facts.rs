@@ -1,7 +1,10 @@
 //! Compares the final state of the stores with the replies to the clients: the stores have every acknowledged effect once, and
 //! no other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde_json::Value;
 use sqlx::PgPool;
@@ -33,14 +36,20 @@ pub type Entry = (String, i64, i64, i64, Option<i64>);
 #[derive(Default)]
 pub struct Facts {
     pub orders: BTreeMap<i64, OrderFact>,
-    /// By payment id: order, user, amount, receipt.
+    /// Of paid orders, by payment id: order, user, amount, receipt.
     pub payments: BTreeMap<i64, (i64, i64, i64, String)>,
+    /// The orders whose payment went through the gateway: no balance has an entry of it.
+    pub by_gateway: BTreeSet<i64>,
     /// By user and entry number.
     pub entries: BTreeMap<(i64, i64), Entry>,
     /// By campaign and user: the place, and the time in nanoseconds since 1970.
     pub coupons: BTreeMap<(i64, i64), (i64, u64)>,
     pub balances: BTreeMap<i64, i64>,
     pub on_sale: BTreeMap<i64, i64>,
+    /// The units that a product ever had.
+    pub stocked: BTreeMap<i64, i64>,
+    /// The end of a campaign's window, in nanoseconds since 1970.
+    pub closes_at: BTreeMap<i64, u64>,
 }
 
 impl Facts {
@@ -65,10 +74,13 @@ impl Facts {
         for (order, product, quantity) in sqlx::query_as::<_, (i64, i64, i64)>(sql).fetch_all(pool).await.unwrap() {
             facts.orders.get_mut(&order).unwrap().lines.insert(product, quantity);
         }
-        let sql = "SELECT id, order_id, user_id, amount, receipt FROM payments";
+        let sql = "SELECT p.id, p.order_id, p.user_id, p.amount, p.receipt
+                   FROM payments p JOIN orders o ON o.id = p.order_id WHERE o.paid_at IS NOT NULL";
         let rows: Vec<(i64, i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(pool).await.unwrap();
         facts.payments =
             rows.into_iter().map(|(id, order, user, amount, receipt)| (id, (order, user, amount, receipt))).collect();
+        let sql = "SELECT order_id FROM payments WHERE method = 'GATEWAY'";
+        facts.by_gateway = sqlx::query_scalar(sql).fetch_all(pool).await.unwrap().into_iter().collect();
         let sql = "SELECT user_id, entry_no, transaction_type, amount, before_balance, after_balance, order_id
                    FROM balance_entries";
         let rows: Vec<(i64, i64, String, i64, i64, i64, Option<i64>)> =
@@ -84,35 +96,70 @@ impl Facts {
         };
         facts.balances = pairs("SELECT id, balance FROM users").await;
         facts.on_sale = pairs("SELECT id, on_sale FROM products").await;
+        facts.stocked = pairs("SELECT id, stocked FROM products").await;
+        let ends = pairs("SELECT id, (extract(epoch FROM closes_at) * 1000)::bigint FROM campaigns").await;
+        facts.closes_at = ends.into_iter().map(|(id, at)| (id, at as u64 * 1_000_000)).collect();
         facts
     }
+}
+
+/// A difference between the replies and the stores.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    pub kind: DifferenceKind,
+    /// The id of the object whose partition decided.
+    pub home: i64,
+    pub what: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum DifferenceKind {
+    /// Acknowledged, and not stored so often. With the times of each request and its reply.
+    Missing { times: usize, acknowledged: Vec<(u64, u64)> },
+    /// Stored and never acknowledged.
+    Unacknowledged,
+    /// A read that disagrees with the stores; with the times of its request and its reply, if it shows what the stores do not have.
+    Read { within: Option<(u64, u64)> },
 }
 
 /// Compares acknowledged with stored items, each with its number of occurrences.
 struct Ledger<T> {
     what: &'static str,
-    acknowledged: BTreeMap<T, i64>,
+    /// How often it is stored, and the times of each request and its reply.
+    items: BTreeMap<T, (usize, Vec<(u64, u64)>)>,
 }
 
 impl<T: Ord + std::fmt::Debug> Ledger<T> {
     fn new(what: &'static str) -> Self {
-        Ledger { what, acknowledged: BTreeMap::new() }
+        Ledger { what, items: BTreeMap::new() }
     }
 
-    fn acknowledged(&mut self, item: T) {
-        *self.acknowledged.entry(item).or_default() += 1;
+    fn acknowledged(&mut self, item: T, within: (u64, u64)) {
+        self.items.entry(item).or_default().1.push(within);
     }
 
-    /// Compares with the stored items.
-    fn compare(mut self, stored: impl IntoIterator<Item = T>, differences: &mut Vec<String>) {
+    /// Compares with the stored items. `home`: the id of the object whose partition decided.
+    fn compare(
+        mut self,
+        home: impl Fn(&T) -> i64,
+        stored: impl IntoIterator<Item = T>,
+        differences: &mut Vec<Difference>,
+    ) {
         for item in stored {
-            *self.acknowledged.entry(item).or_default() -= 1;
+            self.items.entry(item).or_default().0 += 1;
         }
-        for (item, difference) in self.acknowledged.into_iter().filter(|(_, difference)| *difference != 0) {
-            differences.push(match difference > 0 {
-                true => format!("{}: acknowledged and not stored ({difference}): {item:?}", self.what),
-                false => format!("{}: stored and never acknowledged ({}): {item:?}", self.what, -difference),
-            });
+        for (item, (stored, acknowledged)) in self.items {
+            let (home, number) = (home(&item), acknowledged.len());
+            let (kind, said) = match number.cmp(&stored) {
+                Ordering::Equal => continue,
+                Ordering::Less => (DifferenceKind::Unacknowledged, "stored and never acknowledged"),
+                Ordering::Greater => {
+                    let kind = DifferenceKind::Missing { times: number - stored, acknowledged };
+                    (kind, "acknowledged and not stored")
+                }
+            };
+            let what = format!("{}: {said} ({}): {item:?}", self.what, number.abs_diff(stored));
+            differences.push(Difference { kind, home, what });
         }
     }
 }
@@ -126,7 +173,7 @@ fn text(body: &Value, field: &str) -> String {
 }
 
 /// The differences between the acknowledged effects and the stored ones.
-pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<String> {
+pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut coupons = Ledger::new("coupons (campaign, user, place)");
     let mut orders = Ledger::new("orders (id, user, price, coupon, lines)");
@@ -134,62 +181,77 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<St
     let mut entries = Ledger::new("balance entries (user, type, amount, after if acknowledged, order)");
     let mut failed = Ledger::new("failed orders");
     let mut closed = Ledger::new("closed orders (id, reason)");
+    let mut stocked: BTreeMap<i64, i64> = goods.products.iter().map(|product| (*product, goods.stock)).collect();
     for user in &goods.users {
-        entries.acknowledged((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None));
+        entries.acknowledged((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None), (0, 0));
     }
-    for operation in operations {
-        if let (Request::Pay { order, .. }, true) = (&operation.request, operation.declined()) {
-            failed.acknowledged(*order);
+    for (operation, effect) in
+        operations.iter().flat_map(|one| one.effects().into_iter().map(move |effect| (one, effect)))
+    {
+        let within = (effect.began, effect.ended);
+        if let (Request::Pay { order, .. }, Outcome::Declined { .. }) = (&operation.request, &effect.outcome) {
+            failed.acknowledged(*order, within);
         }
-        let Some(body) = operation.done() else { continue };
+        let Outcome::Done { body, .. } = &effect.outcome else { continue };
         match &operation.request {
-            Request::Issue { campaign, user } => coupons.acknowledged((*campaign, *user, int(body, "issueNo"))),
+            Request::Issue { campaign, user } => coupons.acknowledged((*campaign, *user, int(body, "issueNo")), within),
             Request::Charge { user, amount } => {
-                entries.acknowledged((*user, "CHARGE", *amount, Some(int(body, "balance")), None));
+                entries.acknowledged((*user, "CHARGE", *amount, Some(int(body, "balance")), None), within);
             }
             Request::Place { user, lines, coupon } => {
                 let lines: BTreeMap<i64, i64> = lines.iter().copied().collect();
-                orders.acknowledged((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines));
+                orders.acknowledged((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines), within);
             }
             Request::Pay { order, user, price, .. } => {
-                payments.acknowledged((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")));
-                if *price > 0 {
-                    entries.acknowledged((*user, "PAYMENT", *price, None, Some(*order)));
+                payments.acknowledged((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")), within);
+                if *price > 0 && !facts.by_gateway.contains(order) {
+                    entries.acknowledged((*user, "PAYMENT", *price, None, Some(*order)), within);
                 }
             }
             Request::Cancel { order, user } => {
                 let (reason, price) = (text(body, "closeReason"), int(body, "finalPrice"));
-                if reason == "REFUNDED" && price > 0 {
-                    entries.acknowledged((*user, "REFUND", price, None, Some(*order)));
+                if reason == "REFUNDED" && price > 0 && !facts.by_gateway.contains(order) {
+                    entries.acknowledged((*user, "REFUND", price, None, Some(*order)), within);
                 }
-                closed.acknowledged((*order, reason));
+                closed.acknowledged((*order, reason), within);
             }
+            Request::Restock { product, units } => *stocked.entry(*product).or_default() += units,
             _ => {}
         }
     }
-    coupons.compare(facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)), &mut differences);
+    coupons.compare(
+        |(campaign, ..)| *campaign,
+        facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)),
+        &mut differences,
+    );
     let order = |(id, o): (&i64, &OrderFact)| (*id, o.user, o.price, o.coupon, o.lines.clone());
-    orders.compare(facts.orders.iter().map(order), &mut differences);
+    orders.compare(|(order, ..)| *order, facts.orders.iter().map(order), &mut differences);
     let payment = |(id, (order, user, amount, receipt)): (&i64, &(i64, i64, i64, String))| {
         (*id, *order, *user, *amount, receipt.clone())
     };
-    payments.compare(facts.payments.iter().map(payment), &mut differences);
+    payments.compare(|(_, order, ..)| *order, facts.payments.iter().map(payment), &mut differences);
     let entry = |((user, _), (kind, amount, _, after, order)): (&(i64, i64), &Entry)| {
         let kind = ["CHARGE", "PAYMENT", "REFUND"].into_iter().find(|known| known == kind).unwrap_or("?");
         (*user, kind, *amount, (kind == "CHARGE").then_some(*after), *order)
     };
-    entries.compare(facts.entries.iter().map(entry), &mut differences);
+    entries.compare(|(user, ..)| *user, facts.entries.iter().map(entry), &mut differences);
     let of_status = |status: &'static str| facts.orders.iter().filter(move |(_, order)| order.status == status);
-    failed.compare(of_status("FAILED").map(|(id, _)| *id), &mut differences);
+    failed.compare(|order| *order, of_status("FAILED").map(|(id, _)| *id), &mut differences);
     let by_users = of_status("CANCELLED").filter(|(_, order)| order.reason != "EXPIRED");
-    closed.compare(by_users.map(|(id, order)| (*id, order.reason.clone())), &mut differences);
+    closed.compare(|(order, _)| *order, by_users.map(|(id, order)| (*id, order.reason.clone())), &mut differences);
+    for (product, units) in stocked {
+        if facts.stocked.get(&product) != Some(&units) {
+            let what = format!("product {product} got {units} units, and has {:?}", facts.stocked.get(&product));
+            differences.push(Difference { kind: DifferenceKind::Read { within: None }, home: product, what });
+        }
+    }
     differences.extend(reads(operations, facts));
     differences
 }
 
 /// Checks the histories and the lists of coupons that clients read during the run: each entry agrees with the final state, and
 /// none is missing that was acknowledged before the read.
-fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
+fn reads(operations: &[Operation], facts: &Facts) -> Vec<Difference> {
     let mut differences = Vec::new();
     let mut issued: BTreeMap<i64, Vec<(u64, i64)>> = BTreeMap::new();
     let mut charged: BTreeMap<i64, Vec<(u64, i64, i64)>> = BTreeMap::new();
@@ -206,6 +268,10 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
     for operation in operations {
         for attempt in &operation.attempts {
             let Outcome::Done { body, .. } = &attempt.outcome else { continue };
+            let within = (attempt.began, attempt.ended);
+            let mut report = |home: i64, within: Option<(u64, u64)>, what: String| {
+                differences.push(Difference { kind: DifferenceKind::Read { within }, home, what });
+            };
             let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
             match operation.request {
                 Request::Coupons { user } => {
@@ -213,8 +279,8 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                     for coupon in list {
                         let place = facts.coupons.get(&(int(coupon, "couponId"), user)).map(|(place, _)| *place);
                         if place != Some(int(coupon, "issueNo")) {
-                            differences
-                                .push(format!("user {user} read a coupon that the stores do not have: {coupon}"));
+                            let what = format!("user {user} read a coupon that the stores do not have: {coupon}");
+                            report(int(coupon, "couponId"), Some(within), what);
                         }
                     }
                     let before = issued
@@ -223,7 +289,7 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                         .flatten()
                         .filter(|(acknowledged, _)| *acknowledged < attempt.began);
                     for (_, campaign) in before.filter(|(_, campaign)| !shown.contains(campaign)) {
-                        differences.push(format!("user {user} has a coupon of {campaign} and did not read it"));
+                        report(*campaign, None, format!("user {user} has a coupon of {campaign} and did not read it"));
                     }
                 }
                 Request::Entries { user } => {
@@ -233,7 +299,8 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                         let (amount, after) = (int(entry, "amount"), int(entry, "after_balance"));
                         let acknowledged = (kind, amount, int(entry, "before_balance"), after, order);
                         if facts.entries.get(&(user, int(entry, "entryNo"))) != Some(&acknowledged) {
-                            differences.push(format!("user {user} read an entry that the stores do not have: {entry}"));
+                            let what = format!("user {user} read an entry that the stores do not have: {entry}");
+                            report(user, Some(within), what);
                         }
                         shown.insert((amount, after));
                     }
@@ -243,7 +310,11 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<String> {
                         .flatten()
                         .filter(|(acknowledged, ..)| *acknowledged < attempt.began);
                     for (_, amount, after) in before.filter(|(_, amount, after)| !shown.contains(&(*amount, *after))) {
-                        differences.push(format!("user {user} charged {amount} to {after} and did not read the entry"));
+                        report(
+                            user,
+                            None,
+                            format!("user {user} charged {amount} to {after} and did not read the entry"),
+                        );
                     }
                 }
                 _ => {}

@@ -9,8 +9,12 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use firstcome::model::Millis;
 use reqwest::Method;
 use serde_json::{Value, json};
+
+/// One order in so many is paid through the gateway, if the run has one.
+const BY_GATEWAY: i64 = 3;
 
 /// The current time, in nanoseconds since 1970.
 pub fn now() -> u64 {
@@ -85,6 +89,16 @@ pub enum Request {
         order: i64,
         user: i64,
     },
+    /// An operator adds units to a product.
+    Restock {
+        product: i64,
+        units: i64,
+    },
+    /// An operator ends a campaign's window, at a time in nanoseconds since 1970.
+    Close {
+        campaign: i64,
+        at: u64,
+    },
     Balance {
         user: i64,
     },
@@ -111,6 +125,8 @@ impl Request {
             Request::Place { .. } => "place",
             Request::Pay { .. } => "pay",
             Request::Cancel { .. } => "cancel",
+            Request::Restock { .. } => "restock",
+            Request::Close { .. } => "close",
             Request::Balance { .. } => "read balance",
             Request::Entries { .. } => "read history",
             Request::Product { .. } => "read product",
@@ -121,6 +137,34 @@ impl Request {
 
     pub fn is_write(&self) -> bool {
         !self.verb().starts_with("read")
+    }
+
+    /// The id of the object whose partition decides.
+    pub fn home(&self) -> i64 {
+        match self {
+            Request::Issue { campaign, .. } | Request::Close { campaign, .. } => *campaign,
+            Request::Charge { user, .. }
+            | Request::Place { user, .. }
+            | Request::Balance { user }
+            | Request::Entries { user }
+            | Request::Coupons { user } => *user,
+            Request::Pay { order, .. } | Request::Cancel { order, .. } | Request::Order { order, .. } => *order,
+            Request::Restock { product, .. } | Request::Product { product } => *product,
+        }
+    }
+
+    /// The ids of all objects of the request.
+    pub fn objects(&self) -> Vec<i64> {
+        let mut ids = vec![self.home()];
+        match self {
+            Request::Issue { user, .. } | Request::Pay { user, .. } | Request::Cancel { user, .. } => ids.push(*user),
+            Request::Order { user, .. } => ids.push(*user),
+            Request::Place { lines, coupon, .. } => {
+                ids.extend(lines.iter().map(|(product, _)| *product).chain(*coupon));
+            }
+            _ => {}
+        }
+        ids
     }
 
     /// Method, path, body.
@@ -139,11 +183,19 @@ impl Request {
                 (Method::POST, "/api/v1/orders".to_owned(), body)
             }
             Request::Pay { order, user, amount, .. } => {
-                let body = json!({"orderId": order, "userId": user, "paymentType": "CARD", "amount": amount});
+                let kind = if order % BY_GATEWAY == 0 { "KAKAO_PAY" } else { "CARD" };
+                let body = json!({"orderId": order, "userId": user, "paymentType": kind, "amount": amount});
                 (Method::POST, "/api/v1/payments".to_owned(), body)
             }
             Request::Cancel { order, user } => {
                 (Method::POST, format!("/api/v1/orders/{order}/cancel"), json!({"userId": user}))
+            }
+            Request::Restock { product, units } => {
+                (Method::PATCH, format!("/admin/v1/products/{product}"), json!({"stockDelta": units}))
+            }
+            Request::Close { campaign, at } => {
+                let at = Millis((at / 1_000_000) as i64).local(chrono_tz::Asia::Seoul);
+                (Method::PATCH, format!("/admin/v1/coupons/{campaign}"), json!({"closesAt": at}))
             }
             Request::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
             Request::Entries { user } => {
@@ -202,11 +254,20 @@ impl Outcome {
         matches!(self, Outcome::Done { .. } | Outcome::Declined { .. })
     }
 
+    /// Whether both replies report the same effect.
+    fn reports_the_same(&self, other: &Outcome) -> bool {
+        match (self, other) {
+            (Outcome::Done { body: a, .. }, Outcome::Done { body: b, .. }) => a == b,
+            (Outcome::Declined { .. }, Outcome::Declined { .. }) => true,
+            _ => false,
+        }
+    }
+
     pub fn is_known(&self) -> bool {
         self.took_effect() || matches!(self, Outcome::Refused { .. })
     }
 
-    fn replayed(&self) -> bool {
+    pub fn replayed(&self) -> bool {
         matches!(self, Outcome::Done { replayed: true, .. } | Outcome::Declined { replayed: true })
     }
 }
@@ -235,6 +296,18 @@ impl Operation {
     /// The first attempt whose reply reports an effect.
     pub fn effect(&self) -> Option<&Attempt> {
         self.attempts.iter().find(|attempt| attempt.outcome.took_effect())
+    }
+
+    /// The attempts whose replies report an effect, without repeated reports of one effect. More than one is a contradiction, unless
+    /// an effect was lost with Redis.
+    pub fn effects(&self) -> Vec<&Attempt> {
+        let mut effects: Vec<&Attempt> = Vec::new();
+        for attempt in self.attempts.iter().filter(|attempt| attempt.outcome.took_effect()) {
+            if effects.iter().all(|other| !other.outcome.reports_the_same(&attempt.outcome)) {
+                effects.push(attempt);
+            }
+        }
+        effects
     }
 
     /// The body of the 200.
@@ -285,12 +358,7 @@ impl Operation {
                     effect_attempt = Some(outcome);
                 }
                 (outcome, Some(first)) => {
-                    let same = match (first, outcome) {
-                        (Outcome::Done { body: a, .. }, Outcome::Done { body: b, .. }) => a == b,
-                        (Outcome::Declined { .. }, Outcome::Declined { .. }) => true,
-                        _ => false,
-                    };
-                    if !same {
+                    if !first.reports_the_same(outcome) {
                         report("two replies under one key differ");
                     }
                     if !outcome.replayed() {

@@ -4,35 +4,55 @@
 //! compares the record with the stores: each acknowledged effect is stored exactly once, a refusal has no effect, the
 //! invariants hold, and the history of each object is linearizable.
 //!
-//! `make test` has a short run, `make chaos` a long one. The seed decides the requests, the faults and their moments, counted
-//! in attempts of the clients; the machine decides the interleaving. A failed run prints the command that repeats it:
-//! `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`. `CHAOS_CLIENTS` is the number of clients.
+//! `make test` has short runs, `make chaos` long ones. The seed decides the requests, the faults and their moments, counted
+//! in attempts of the clients; the machine decides the interleaving. Of one run the seed also draws the settings and the kinds of
+//! faults ([`swarm`]). A failed run prints the command that repeats it, `CHAOS_SEED=… CHAOS_FAULTS=… make chaos`, and leaves
+//! [`evidence`]. `CHAOS_CLIENTS` is the number of clients, unless the seed draws it. With `BASE_PROGRAM`, the path of another version
+//! of the program, every second start of a service in that run is one of it.
 //!
-//! [`proxy`] is on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the faults;
-//! [`history`] is the record; [`facts`] compares it with the stores; [`objects`] and [`linear`] check single objects;
-//! [`mutations`] tests the checks: each mutation breaks the program in one place.
+//! [`proxy`] is on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the [`faults`];
+//! [`gateway`] takes some of the payments; [`history`] is the record; [`facts`] compares it with the stores; [`losses`] is what a run
+//! may lose; [`objects`] and [`linear`] check single objects; [`situations`] has what a long run must have met; [`mutations`] tests
+//! the checks: each mutation breaks the program in one place.
 
 pub mod clients;
+mod corruption;
+mod evidence;
 pub mod facts;
+mod faults;
+mod gateway;
 pub mod history;
 mod linear;
+mod logs;
+mod long;
+mod losses;
+mod machines;
 mod mutations;
 mod nemesis;
 mod objects;
+mod options;
 mod proxy;
+mod results;
 pub mod shop;
+mod situations;
+mod swarm;
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
 use sea_orm::DatabaseConnection;
 
 use self::{
     clients::Market,
+    evidence::Evidence,
     facts::Facts,
-    history::{Counts, Operation, Outcome, Random, Request},
-    nemesis::FaultCounts,
+    history::{Operation, Outcome, Random, Request},
+    losses::Losses,
+    nemesis::Chronicle,
     objects::CheckResults,
+    results::Results,
     shop::{Options, Shop},
+    situations::Observed,
+    swarm::Draw,
 };
 use crate::support::{harness::until, invariants};
 
@@ -47,9 +67,12 @@ pub struct Finding {
 struct Conclusion {
     operations: Vec<Operation>,
     check_results: CheckResults,
+    /// How often the run had each situation.
+    situations: BTreeMap<&'static str, usize>,
     findings: Vec<Finding>,
 }
 
+/// The number that a variable has.
 fn number(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
         Ok(value) => value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")),
@@ -57,50 +80,42 @@ fn number(name: &str, default: u64) -> u64 {
     }
 }
 
-/// Prints the command that repeats the run, unless the run ends without findings.
-struct Replay {
-    seed: u64,
-    faults: u64,
-    clients: u64,
-    clean: bool,
+fn seed() -> u64 {
+    number("CHAOS_SEED", 20_260_302)
 }
 
-impl Drop for Replay {
-    fn drop(&mut self) {
-        if !self.clean {
-            let Replay { seed, faults, clients, .. } = self;
-            println!("repeat with: CHAOS_SEED={seed} CHAOS_FAULTS={faults} CHAOS_CLIENTS={clients} make chaos");
-        }
-    }
+/// A run that draws no settings, with so many faults unless the environment says how many.
+fn fixed(partitions: u16, faults: u64) -> Draw {
+    let options = Options { partitions, services: 2, hold_seconds: 3, ..Options::default() };
+    Draw::fixed(seed(), options, number("CHAOS_FAULTS", faults) as usize, number("CHAOS_CLIENTS", 8))
 }
 
 #[tokio::test]
 async fn acknowledged_decisions_survive_faults() {
-    survive_faults(1, number("CHAOS_FAULTS", 10)).await;
+    survive_faults(fixed(1, 10)).await;
 }
 
 #[tokio::test]
 async fn acknowledged_decisions_survive_faults_across_partitions() {
-    survive_faults(3, number("CHAOS_FAULTS", 10).div_ceil(2)).await;
+    survive_faults(fixed(3, 5)).await;
+}
+
+/// The seed draws the settings and the kinds of faults.
+#[tokio::test]
+async fn acknowledged_decisions_survive_drawn_faults() {
+    let mut draw = Draw::of(seed(), number("CHAOS_FAULTS", 6) as usize);
+    draw.options.base_program = std::env::var_os("BASE_PROGRAM").map(Into::into);
+    survive_faults(draw).await;
 }
 
 /// A connection to PostgreSQL stops passing bytes within a transaction, as when a firewall drops its state: the projection
 /// continues over another connection, although the server considers the first one alive.
 #[tokio::test]
 async fn projection_reconnects_when_connection_silent() {
-    let options = Options {
-        partitions: 1,
-        services: 1,
-        hold_seconds: 600,
-        outbox_keep_seconds: 60,
-        safe: true,
-        users: 1,
-        products: 0,
-        campaigns: 0,
-    };
+    let options = Options { users: 1, products: 0, campaigns: 0, ..Options::default() };
     let mut shop = Shop::open(options, None).await;
     shop.caught_up().await;
-    let market = Market::new(&shop.goods, shop.bases(), 0);
+    let market = Market::of(&shop, 0);
     let db = shop.db().await;
     let pool = db.get_postgres_connection_pool();
     let mut lock = pool.begin().await.unwrap();
@@ -116,37 +131,26 @@ async fn projection_reconnects_when_connection_silent() {
     lock.rollback().await.unwrap();
     db.close().await.unwrap();
     shop.caught_up().await;
-    let conclusion = conclude(&mut shop, &market).await;
+    let conclusion = conclude(&mut shop, &market, &Chronicle::default()).await;
     assert!(conclusion.findings.is_empty(), "{:?}", conclusion.findings);
 }
 
-async fn survive_faults(partitions: u16, faults: u64) {
-    let (seed, clients) = (number("CHAOS_SEED", 20_260_302), number("CHAOS_CLIENTS", 8));
+async fn survive_faults(draw: Draw) {
     let begun = Instant::now();
-    let mut replay = Replay { seed, faults: number("CHAOS_FAULTS", 10), clients, clean: false };
-    println!("seed {seed}, {partitions} partition(s), {faults} faults, {clients} clients");
-    let each = 12 + faults as i64;
-    let (services, safe, hold_seconds) = (2, true, 3);
-    let options = Options {
-        partitions,
-        services,
-        hold_seconds,
-        outbox_keep_seconds: 60,
-        safe,
-        users: 2 * each,
-        products: each,
-        campaigns: each,
-    };
-    let mut shop = Shop::open(options, None).await;
-    let market = Market::new(&shop.goods, shop.bases(), seed);
-    let clients = market.start(clients);
-    let fault_counts = nemesis::run(&mut shop, &market, faults as usize, seed).await;
+    println!("{draw}");
+    let mut shop = Shop::open(draw.options.clone(), None).await;
+    let market = Market::of(&shop, draw.seed);
+    let mut evidence = Evidence::of(&draw, &shop, &market);
+    let clients = market.start(draw.clients);
+    let chronicle = nemesis::run(&mut shop, &market, &draw).await;
     market.permits.close();
     for client in clients {
         client.await.unwrap();
     }
-    let conclusion = conclude(&mut shop, &market).await;
-    report(seed, partitions, &fault_counts, &conclusion, begun);
+    let conclusion = conclude(&mut shop, &market, &chronicle).await;
+    let results = Results::of(&draw, &chronicle, &conclusion, begun.elapsed());
+    println!("{results}");
+    results.append();
     if !conclusion.findings.is_empty() {
         println!("{}", shop.logs());
         for Finding { by, what } in &conclusion.findings {
@@ -154,11 +158,11 @@ async fn survive_faults(partitions: u16, faults: u64) {
         }
     }
     assert!(conclusion.findings.is_empty(), "{} violations", conclusion.findings.len());
-    replay.clean = true;
+    evidence.clean = true;
 }
 
 /// Restarts everything, settles the open operations, drains, and checks.
-async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
+async fn conclude(shop: &mut Shop, market: &Market, chronicle: &Chronicle) -> Conclusion {
     let mut findings = Vec::new();
     let mut found = |by: &'static str, what: String| findings.push(Finding { by, what });
     if let Err(loss) = settle(shop, market).await {
@@ -168,24 +172,52 @@ async fn conclude(shop: &mut Shop, market: &Market) -> Conclusion {
     let operations = market.history.all();
     let db = shop.db().await;
     let facts = Facts::read(db.get_postgres_connection_pool()).await;
-    operations.iter().flat_map(Operation::contradictions).for_each(|what| found("the replies", what));
-    facts::compare(&operations, &facts, &shop.goods).into_iter().for_each(|what| found("the effects", what));
+    let losses = Losses::read(&db, &shop.options, chronicle).await;
+    losses.contradictions(&operations).into_iter().for_each(|what| found("the replies", what));
+    if let Some(gateway) = &shop.gateway {
+        let contradictions = gateway::contradictions(gateway, &facts, &losses);
+        contradictions.into_iter().for_each(|what| found("the gateway", what));
+    }
+    let differences = facts::compare(&operations, &facts, &shop.goods);
+    losses.unexplained(differences).into_iter().for_each(|what| found("the effects", what));
+    losses
+        .findings(&operations, &mut shop.raw().await)
+        .await
+        .into_iter()
+        .for_each(|what| found("the recoveries", what));
     recompute(shop, &db).await.into_iter().for_each(|what| found("the invariants", what));
     shop.audit().await.into_iter().for_each(|what| found("the audit", what));
-    let check_results = objects::check_all(&operations, &facts, shop.options.partitions);
+    let check_results = objects::check_all(&operations, &facts, shop.options.partitions, &losses);
     check_results.violations.iter().for_each(|what| found("linearizability", what.clone()));
     db.close().await.unwrap();
-    Conclusion { operations, check_results, findings }
+    let (services, servers) = shop.whole_logs();
+    let observed = Observed {
+        options: &shop.options,
+        operations: &operations,
+        facts: &facts,
+        chronicle,
+        losses: &losses,
+        services: &services,
+        servers: &servers,
+    };
+    let situations = situations::count(&observed);
+    Conclusion { operations, check_results, situations, findings }
 }
 
 async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
     shop.start_anew().await?;
     let http = shop::client();
     for number in market.history.open() {
-        while let Outcome::Unknown(_) = market.attempt(&http, number, &mut Random::new(0)).await {
-            shop.ready().await?;
-        }
+        until("an operation is settled", async || match market.attempt(&http, number, &mut Random::new(0)).await {
+            Outcome::Unknown(_) => shop.ready().await.err().map(Err),
+            _ => Some(Ok(())),
+        })
+        .await?;
         market.history.settle(number);
+    }
+    if shop.gateway.is_some() {
+        shop.caught_up().await;
+        shop.payments_ended().await;
     }
     shop.stray_holds_ended().await;
     Ok(())
@@ -200,35 +232,4 @@ async fn recompute(shop: &Shop, db: &DatabaseConnection) -> Vec<String> {
         Err(panic) => (*panic.downcast::<&str>().map_or("?", |text| *text)).to_owned(),
     };
     checked.err().map(|error| message(error.into_panic())).into_iter().collect()
-}
-
-fn report(seed: u64, partitions: u16, fault_counts: &FaultCounts, conclusion: &Conclusion, begun: Instant) {
-    let counts = Counts::of(&conclusion.operations);
-    let check_results = &conclusion.check_results;
-    let total: usize = fault_counts.faults.values().map(|(times, _)| times).sum();
-    println!("\n--- seed {seed}, {partitions} partition(s), {:.0} s ---", begun.elapsed().as_secs_f64());
-    for (name, count) in [
-        ("operations", counts.operations),
-        ("  attempts at them", counts.attempts),
-        ("writes", counts.writes),
-        ("  2xx", counts.done),
-        ("  declined payments", counts.declined),
-        ("  refused", counts.refused),
-        ("  with an unknown outcome at first", counts.unknown),
-        ("    settled: with the effect", counts.settled_done),
-        ("    settled: refused", counts.settled_refused),
-        ("    never settled", counts.open),
-        ("  replayed replies", counts.replays),
-        ("objects checked for linearizability", check_results.checked.values().sum()),
-        ("  the longest history", check_results.longest),
-        ("  undecided", check_results.undecided),
-        ("faults", total),
-    ] {
-        println!("{name:<40}{count:>8}");
-    }
-    for (name, (times, longest)) in &fault_counts.faults {
-        println!("  {name:<38}{times:>8}   recovered within {:.1} s", longest.as_secs_f64());
-    }
-    println!("{:<40}{:>8}", "violations", conclusion.findings.len());
-    println!("by verb {:?}; by object {:?}", counts.verbs, check_results.checked);
 }

@@ -18,6 +18,8 @@ use super::{
     clients::Market,
     conclude,
     history::{Outcome, Request},
+    machines,
+    nemesis::Chronicle,
     proxy::Mode,
     shop::{self, Options, Shop, outbox},
 };
@@ -31,6 +33,7 @@ enum Mutation {
     PositionKept,
     DiskRestored,
     DiskRestoredUnderNewService,
+    PowerLost,
     ReleasesTwice,
     FailsBelowTheLine,
 }
@@ -38,7 +41,7 @@ enum Mutation {
 use Mutation::*;
 
 /// Each mutation, with the checks that must detect it.
-const TABLE: [(Mutation, &str, &[&str]); 8] = [
+const TABLE: [(Mutation, &str, &[&str]); 9] = [
     (Nothing, "nothing", &[]),
     (NoEvent, "balance_charge.lua without its XADD", &["the service", "the effects", "the invariants", "the audit"]),
     (
@@ -58,6 +61,8 @@ const TABLE: [(Mutation, &str, &[&str]); 8] = [
         "the same, unknown to the service and to PostgreSQL",
         &["the effects", "linearizability"],
     ),
+    // By the service if it had told PostgreSQL what it acknowledged, else by the clients' replies.
+    (PowerLost, "appendfsync everysec, and Redis's machine loses its power", &[]),
     (ReleasesTwice, "order_close.lua releases a hold twice", &["the invariants", "the audit", "linearizability"]),
     // Half a decision: the outbox has the event, and the state lacks the effect.
     (
@@ -84,14 +89,12 @@ async fn mutations_of_the_program_are_detected() {
 
 /// A short run with a mutation in the middle. Returns the checks that detect it.
 async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
-    let safe = !matches!(mutation, DiskRestored | DiskRestoredUnderNewService);
+    let safe = !matches!(mutation, DiskRestored | DiskRestoredUnderNewService | PowerLost);
     // The projector notices a kept position when the outbox lacks the next event.
     let outbox_keep_seconds = if mutation == PositionKept { 0 } else { 60 };
-    let (partitions, services, hold_seconds) = (1, 1, 600);
-    let (users, products, campaigns) = (2, 2, 1);
-    let options = Options { partitions, services, hold_seconds, outbox_keep_seconds, safe, users, products, campaigns };
+    let options = Options { outbox_keep_seconds, safe, power_losses: mutation == PowerLost, ..Options::default() };
     let mut shop = Shop::open(options, Some(template)).await;
-    let market = Market::new(&shop.goods, shop.bases(), 0);
+    let market = Market::of(&shop, 0);
     trade(&shop, &market, 0).await;
     shop.caught_up().await;
     match mutation {
@@ -139,6 +142,14 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
             })
             .await;
         }
+        PowerLost => {
+            machines::disk(&shop.redis.data_dir()).stall();
+            trade(&shop, &market, 1).await;
+            let before = decisions(&shop).await;
+            machines::lose_power(&mut shop.redis, |flushed, _| flushed).await;
+            shop.redis.restart().await.unwrap();
+            assert!(decisions(&shop).await < before);
+        }
         DiskRestored | DiskRestoredUnderNewService => {
             let (data, old) = (shop.redis.data_dir(), ScratchDir::new().unwrap());
             copy_dir(&data, old.path());
@@ -159,7 +170,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
         }
     }
     trade(&shop, &market, 2).await;
-    let conclusion = conclude(&mut shop, &market).await;
+    let conclusion = conclude(&mut shop, &market, &Chronicle::default()).await;
     let findings = conclusion.findings.into_iter();
     if mutation == Nothing {
         findings.clone().for_each(|finding| println!("{}: {}", finding.by, finding.what));
@@ -168,7 +179,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
 }
 
 /// Sends every kind of write, and reads, for the same few objects.
-async fn trade(shop: &Shop, market: &Market, day: i64) {
+pub async fn trade(shop: &Shop, market: &Market, day: i64) {
     let http = shop::client();
     let goods = &shop.goods;
     let (user, other, product) = (goods.users[0], goods.users[1], goods.products[0]);
@@ -189,6 +200,12 @@ async fn trade(shop: &Shop, market: &Market, day: i64) {
     }
     send(Request::Product { product }).await;
     send(Request::Balance { user }).await;
+}
+
+/// The number of the partition's decisions.
+async fn decisions(shop: &Shop) -> i64 {
+    let mut read = redis::cmd("HGET");
+    read.arg("{p0}:meta").arg("seq").query_async(&mut shop.raw().await).await.unwrap()
 }
 
 /// The number of entries that an outbox has ever had, and that it has now.

@@ -15,125 +15,47 @@ use rustix::process::Signal;
 
 use super::{
     clients::Market,
+    faults::*,
+    gateway,
     history::{Random, now},
+    machines,
     proxy::{Mode, Proxy},
     shop::Shop,
+    swarm::Draw,
 };
 use crate::support::harness::until;
 
-/// The part that a fault affects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Target {
-    Redis,
-    Postgres,
-    /// The connections to either store, or the clients' connections to a service.
-    RedisLink,
-    PostgresLink,
-    ClientLink,
-    /// Repaired last: a service does not start without the stores.
-    Service,
-    All,
-}
-
-/// How a link is broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Link {
-    Cut,
-    Refuse,
-    Delay,
-    Stall,
-    DropReplies,
-    Silence,
-}
-
-/// A kind of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Fault {
-    /// `kill -9`.
-    Kill(Target),
-    /// SIGSTOP, and SIGCONT as the repair.
-    Freeze(Target),
-    /// SIGTERM, and a new start as the repair.
-    Replace,
-    On(Target, Link),
-    /// Every write beyond the current size fails.
-    DiskFull(Target),
-    /// `maxmemory` at one byte.
-    OutOfMemory,
-    /// A script that runs until SCRIPT KILL.
-    BusyScript,
-    ClientPause,
-    /// Redis as a replica of a server that does not exist.
-    ReadOnly,
-    ClientKill,
-    ScriptFlush,
-}
-
-use Fault::*;
-use Link::*;
-use Target::*;
-
-impl Fault {
-    const ALL: &[Fault] = &[
-        Kill(Service),
-        Kill(Redis),
-        Kill(Postgres),
-        Kill(All),
-        Freeze(Service),
-        Freeze(Redis),
-        Freeze(Postgres),
-        Replace,
-        On(RedisLink, Cut),
-        On(RedisLink, Refuse),
-        On(RedisLink, Delay),
-        On(RedisLink, Stall),
-        On(RedisLink, DropReplies),
-        On(RedisLink, Silence),
-        On(PostgresLink, Cut),
-        On(PostgresLink, Refuse),
-        On(PostgresLink, Delay),
-        On(PostgresLink, Stall),
-        On(PostgresLink, DropReplies),
-        On(PostgresLink, Silence),
-        On(ClientLink, Cut),
-        On(ClientLink, Delay),
-        On(ClientLink, Stall),
-        On(ClientLink, DropReplies),
-        DiskFull(Redis),
-        DiskFull(Postgres),
-        OutOfMemory,
-        BusyScript,
-        ClientPause,
-        ReadOnly,
-        ClientKill,
-        ScriptFlush,
-    ];
-
-    fn name(self) -> String {
-        match self {
-            Kill(target) => format!("kill -9 {target:?}"),
-            Freeze(target) => format!("SIGSTOP {target:?}"),
-            Replace => "SIGTERM Service".into(),
-            On(target, link) => format!("{target:?}: {link:?}"),
-            DiskFull(target) => format!("disk full: {target:?}"),
-            other => format!("Redis: {other:?}"),
-        }
-    }
-
-    fn target(self) -> Target {
-        match self {
-            Kill(target) | Freeze(target) | On(target, _) | DiskFull(target) => target,
-            Replace => Service,
-            OutOfMemory | BusyScript | ClientPause | ReadOnly | ClientKill | ScriptFlush => Redis,
-        }
-    }
-}
-
-/// The faults of a run.
+/// What the nemesis did. Times are nanoseconds since 1970.
 #[derive(Default)]
-pub struct FaultCounts {
-    /// By kind: the number of faults, and the longest recovery.
-    pub faults: BTreeMap<String, (usize, Duration)>,
+pub struct Chronicle {
+    /// By kind.
+    pub faults: BTreeMap<String, FaultCount>,
+    /// When services or servers were killed.
+    pub kills: Vec<u64>,
+    /// The times in which a replica lacked decisions, each until it was promoted.
+    pub lags: Vec<(u64, u64)>,
+    pub rebuilds: Vec<HandRebuild>,
+    /// Bytes of the append-only file that each power loss took.
+    pub power_losses: Vec<u64>,
+    /// The times in which a service's clock was off.
+    pub skews: Vec<(u64, u64)>,
+}
+
+/// The faults of a kind, and how long the recoveries took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultCount {
+    pub times: usize,
+    pub longest: Duration,
+    pub total: Duration,
+}
+
+/// A rebuild of a partition by hand, while the others sell.
+pub struct HandRebuild {
+    pub partition: u16,
+    pub began: u64,
+    pub ended: u64,
+    /// Whether a first one was killed in the middle.
+    pub killed: bool,
 }
 
 /// A fault that is not repaired yet.
@@ -143,55 +65,52 @@ struct Injected {
     service: usize,
     /// The call of the busy script.
     script: Option<tokio::task::JoinHandle<()>>,
+    began: u64,
+    /// Whether the recovery that the fault needs is broken off.
+    interrupted: bool,
+    rebuild: Option<HandRebuild>,
 }
 
-/// The faults of a run: no kind repeats before every kind has occurred.
-fn plan(faults: usize, random: &mut Random) -> Vec<Fault> {
-    let mut plan: Vec<Fault> = Vec::new();
-    while plan.len() < faults {
-        let mut round = Fault::ALL.to_vec();
-        random.shuffle(&mut round);
-        plan.extend(round);
-    }
-    plan.truncate(faults);
-    plan
-}
-
-/// Injects and repairs this many faults.
-pub async fn run(shop: &mut Shop, market: &Market, faults: usize, seed: u64) -> FaultCounts {
-    let mut random = Random::new(seed);
-    let mut counts = FaultCounts::default();
-    for fault in plan(faults, &mut random) {
+/// Injects and repairs the faults of a run.
+pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
+    let mut random = Random::new(draw.seed);
+    let mut chronicle = Chronicle::default();
+    for fault in draw.weights.plan(draw.faults, &mut random) {
         market.permits.add_permits(random.within(5, 30) as usize);
-        let mut injected = vec![inject(shop, fault, &mut random).await];
-        hold(market, &mut random).await;
-        // One fault in four comes with a second one on another target.
-        let second = *random.pick(Fault::ALL);
-        if random.percent(25) && fault.target() != All && ![All, fault.target()].contains(&second.target()) {
-            injected.push(inject(shop, second, &mut random).await);
-            hold(market, &mut random).await;
+        if fault == PostgresFailover {
+            shop.have_standby().await;
         }
+        let mut injected = vec![inject(shop, fault, &mut chronicle, &mut random).await];
+        hold(market, draw.load, &mut random).await;
+        // One fault in four comes with a second one on another target.
+        let second = draw.weights.pick(&mut random);
+        let is_possible = second.goes_with(fault) && (second != PostgresFailover || shop.standby.is_some());
+        if random.percent(25) && is_possible {
+            injected.push(inject(shop, second, &mut chronicle, &mut random).await);
+            hold(market, draw.load, &mut random).await;
+        }
+        // Services are killed in the recovery: the repair of another fault would start them.
+        injected[0].interrupted = random.percent(50) && injected.len() == 1 && shop.services.len() > 1;
         let names: Vec<String> = injected.iter().map(|injected| injected.fault.name()).collect();
         println!("{}", names.join(" and "));
         injected.sort_by_key(|injected| injected.fault.target());
         for injected in injected {
-            repair(shop, injected).await;
+            repair(shop, injected, &mut chronicle, &mut random).await;
         }
         let took = recovered(shop, market).await;
         for name in names {
-            let (times, longest) = counts.faults.entry(name).or_default();
-            *times += 1;
-            *longest = took.max(*longest);
+            let count = chronicle.faults.entry(name).or_default();
+            *count = FaultCount { times: count.times + 1, longest: took.max(count.longest), total: took + count.total };
         }
     }
-    counts
+    chronicle
 }
 
 /// Keeps the fault for 0.1 to 2.2 seconds under load.
-async fn hold(market: &Market, random: &mut Random) {
+async fn hold(market: &Market, load: usize, random: &mut Random) {
     let until = Instant::now() + Duration::from_millis(random.within(100, 2200) as u64);
     while Instant::now() < until {
-        market.permits.add_permits(3);
+        market.permits.add_permits(load);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -213,9 +132,9 @@ async fn recovered(shop: &Shop, market: &Market) -> Duration {
     repaired.0.elapsed()
 }
 
-async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Injected {
+async fn inject(shop: &mut Shop, fault: Fault, chronicle: &mut Chronicle, random: &mut Random) -> Injected {
     let service = random.within(0, shop.services.len() as i64 - 1) as usize;
-    let mut script = None;
+    let (mut script, mut rebuild, mut began) = (None, None, now());
     match fault {
         Kill(Service) => shop.kill(service).await,
         Kill(Redis) => shop.redis.kill().await.unwrap(),
@@ -272,11 +191,21 @@ async fn inject(shop: &mut Shop, fault: Fault, random: &mut Random) -> Injected 
             drop(command(&mut shop.raw().await, &kill).await.unwrap());
         }
         ScriptFlush => drop(command(&mut shop.raw().await, &["SCRIPT", "FLUSH", "SYNC"]).await.unwrap()),
+        Failover => began = machines::begin_lag(shop, random).await,
+        SentinelSwitch => machines::lose_master(shop, chronicle).await,
+        PostgresFailover => machines::begin_postgres_lag(shop).await,
+        PowerLoss => machines::disk(&shop.redis.data_dir()).stall(),
+        WrongClock => machines::skew(shop, service, random).await,
+        LyingGateway => gateway::lie(shop.gateway.as_ref().unwrap(), random),
+        BrokenRebuild => rebuild = Some(machines::break_rebuild(shop, random).await),
     }
-    Injected { fault, service, script }
+    if matches!(fault, Kill(_) | WrongClock) {
+        chronicle.kills.push(now());
+    }
+    Injected { fault, service, script, began, interrupted: false, rebuild }
 }
 
-async fn repair(shop: &mut Shop, injected: Injected) {
+async fn repair(shop: &mut Shop, injected: Injected, chronicle: &mut Chronicle, random: &mut Random) {
     let service = injected.service;
     match injected.fault {
         Kill(Redis) => shop.redis.restart().await.unwrap(),
@@ -318,6 +247,28 @@ async fn repair(shop: &mut Shop, injected: Injected) {
         ClientPause => drop(command(&mut shop.raw().await, &["CLIENT", "UNPAUSE"]).await.unwrap()),
         ReadOnly => drop(command(&mut shop.raw().await, &["REPLICAOF", "NO", "ONE"]).await.unwrap()),
         ClientKill | ScriptFlush => {}
+        Failover => {
+            machines::fail_over(shop, injected.began, chronicle).await;
+            if injected.interrupted {
+                machines::interrupt_recovery(shop, chronicle, random).await;
+            }
+        }
+        SentinelSwitch => machines::await_switch(shop).await,
+        PostgresFailover => machines::fail_over_postgres(shop, chronicle).await,
+        PowerLoss => {
+            let kept = |flushed: u64, length: u64| random.within(flushed as i64, length as i64) as u64;
+            chronicle.power_losses.push(machines::lose_power(&mut shop.redis, kept).await);
+            chronicle.kills.push(now());
+            shop.redis.restart().await.unwrap();
+        }
+        WrongClock => {
+            chronicle.skews.push((injected.began, now()));
+            shop.kill(service).await;
+            shop.services[service].clock_offset_ms = 0;
+            start(shop, service).await;
+        }
+        LyingGateway => gateway::be_honest(shop.gateway.as_ref().unwrap()),
+        BrokenRebuild => machines::finish_rebuild(shop, injected.rebuild.unwrap(), chronicle).await,
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     facts::{Facts, OrderFact},
     history::{Operation, Outcome, Request, now},
     linear::*,
+    losses::Losses,
     shop::Goods,
 };
 
@@ -43,6 +44,7 @@ impl CheckResults {
 /// The histories collected so far, by object.
 struct Objects<'a> {
     facts: &'a Facts,
+    losses: &'a Losses,
     end: u64,
     campaigns: BTreeMap<i64, Vec<Interval<Campaign>>>,
     balances: BTreeMap<i64, Vec<Interval<Balance>>>,
@@ -52,9 +54,11 @@ struct Objects<'a> {
 
 /// Checks every object. With several partitions, stock is held in other partitions before the order is decided, and a coupon
 /// reaches its user's partition after it is issued: the products and the holders are then not linearizable by themselves.
-pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> CheckResults {
+/// Nor are objects whose effects were lost, nor goods that were withheld.
+pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16, losses: &Losses) -> CheckResults {
     let mut objects = Objects {
         facts,
+        losses,
         end: now(),
         campaigns: BTreeMap::new(),
         balances: BTreeMap::new(),
@@ -74,20 +78,22 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16) -> Ch
     objects.expiries();
     objects.last_reads();
     let mut results = CheckResults::default();
-    for (id, mut intervals) in objects.campaigns {
+    let unharmed = |id: &i64| !losses.concern(*id);
+    let on_sale = |id: &i64| !losses.withhold(*id);
+    for (id, mut intervals) in objects.campaigns.into_iter().filter(|(id, _)| on_sale(id)) {
         if partitions > 1 {
             intervals.retain(|interval| !matches!(interval.op, CampaignOp::Read(_)));
         }
         let start = Campaign { total: Goods::COUPONS, issued: BTreeMap::new() };
         results.check("campaign", id, start, intervals);
     }
-    for (id, intervals) in objects.balances {
+    for (id, intervals) in objects.balances.into_iter().filter(|(id, _)| unharmed(id)) {
         results.check("balance", id, Balance(Goods::BALANCE), intervals);
     }
-    for (id, intervals) in objects.products.into_iter().filter(|_| partitions == 1) {
+    for (id, intervals) in objects.products.into_iter().filter(|(id, _)| partitions == 1 && on_sale(id)) {
         results.check("product", id, Stock(Goods::STOCK), intervals);
     }
-    for (id, intervals) in objects.orders {
+    for (id, intervals) in objects.orders.into_iter().filter(|(id, _)| unharmed(id)) {
         results.check("order", id, Order::Pending, intervals);
     }
     results
@@ -111,6 +117,11 @@ impl Objects<'_> {
                 let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
                 self.balance(*user, (began, ended), BalanceOp::Charge(*amount), ret);
             }
+            Request::Restock { product, units } => {
+                let op = StockOp::Release(*units);
+                let interval = Interval { began, ended, op, ret: StockRet::Moved };
+                self.products.entry(*product).or_default().push(interval);
+            }
             Request::Place { .. } => {
                 let id = body["orderId"].as_i64().unwrap_or(-1);
                 let Some(order) = self.facts.orders.get(&id) else { return };
@@ -121,7 +132,7 @@ impl Objects<'_> {
                 let affordable = !operation.declined();
                 let within = (since(if affordable { order.paid_at } else { order.closed_at }), ended);
                 let ret = if affordable { BalanceRet::Moved } else { BalanceRet::Declined };
-                if *price > 0 {
+                if *price > 0 && !self.facts.by_gateway.contains(id) {
                     self.balance(*user, within, BalanceOp::Pay(*price), ret);
                 }
                 let to = if affordable { Order::Paid } else { Order::Failed };
@@ -133,7 +144,7 @@ impl Objects<'_> {
             Request::Cancel { order: id, user } => {
                 let Some(order) = self.facts.orders.get(id) else { return };
                 let (within, refunded) = ((since(order.closed_at), ended), body["closeReason"] == "REFUNDED");
-                if refunded && order.price > 0 {
+                if refunded && order.price > 0 && !self.facts.by_gateway.contains(id) {
                     self.balance(*user, within, BalanceOp::Refund(order.price), BalanceRet::Moved);
                 }
                 let to = if refunded { Order::Refunded } else { Order::Cancelled };
@@ -148,9 +159,17 @@ impl Objects<'_> {
     fn refusals_and_reads(&mut self, operation: &Operation, holders: &BTreeMap<i64, Vec<i64>>) {
         for attempt in &operation.attempts {
             let within = (attempt.began, attempt.ended);
+            if self.losses.unfounded(operation.request.home(), within) {
+                continue;
+            }
             match (&operation.request, &attempt.outcome) {
                 (Request::Issue { campaign, user }, Outcome::Refused { code, .. }) => {
                     let ret = if code == "COUPON_OUT_OF_STOCK" { CampaignRet::SoldOut } else { CampaignRet::HoldsOne };
+                    // The refusal of a campaign that has ended has the same code.
+                    let closes_at = self.facts.closes_at.get(campaign).copied().unwrap_or(u64::MAX);
+                    if ret == CampaignRet::HoldsOne && closes_at <= attempt.ended + SLACK {
+                        continue;
+                    }
                     self.campaign(*campaign, within, CampaignOp::Issue(*user), ret);
                 }
                 (Request::Place { lines, .. }, Outcome::Refused { code, .. }) if lines.len() == 1 => {

@@ -4,86 +4,54 @@
 
 use std::{
     fs,
-    io::{Read, Seek, SeekFrom},
-    path::PathBuf,
-    process::ExitStatus,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
 use firstcome::{
+    config::Ack,
     dev::{AppendFsync, PostgresServer, PostgresServerConfig, RedisServer, RedisServerConfig, ScratchDir},
     postgres,
 };
 use redis::aio::MultiplexedConnection;
 use rustix::process::{Pid, Signal, kill_process};
 use sea_orm::DatabaseConnection;
-use serde_json::{Value, json};
+use serde_json::Value;
 use sqlx::{Connection, PgConnection};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
-use super::proxy::{Mode, Proxy, Upstream};
+pub use super::options::{Goods, Options};
+use super::{
+    logs::{serving, tail},
+    machines,
+    proxy::{Mode, Proxy, Upstream},
+};
 use crate::{
     process::binary,
-    support::harness::{self, ADMIN, until},
+    redis::{
+        addresses::{know_each_other, sentinel_url, sentinels},
+        failover::{in_sync, port},
+    },
+    support::{
+        fake_gateway::FakeGateway,
+        harness::{self, ADMIN, until},
+        preload,
+        standby::{self, Standby},
+    },
 };
 
 const DATABASE: &str = "shop";
 
-/// The settings of a run.
-#[derive(Clone)]
-pub struct Options {
-    pub partitions: u16,
-    pub services: usize,
-    pub hold_seconds: u32,
-    pub outbox_keep_seconds: u64,
-    /// Whether Redis flushes each decision to its disk; otherwise the service accepts unsafe settings.
-    pub safe: bool,
-    pub users: i64,
-    pub products: i64,
-    pub campaigns: i64,
-}
-
-/// The goods and the users of a run.
-#[derive(Clone, Debug)]
-pub struct Goods {
-    pub users: Vec<i64>,
-    pub products: Vec<i64>,
-    pub campaigns: Vec<i64>,
-}
-
-impl Goods {
-    pub const BALANCE: i64 = 1200;
-    pub const STOCK: i64 = 20;
-    pub const COUPONS: i64 = 8;
-
-    /// Creates so many of each through the service at `base`.
-    pub async fn create(base: &str, users: i64, products: i64, campaigns: i64) -> Goods {
-        let create = async |path: &str, body: Value| binary::post(base, path, body).await.created();
-        let created = create("/admin/v1/users/bulk", json!({"count": users, "balance": Goods::BALANCE})).await;
-        let first = created["firstUserId"].as_i64().unwrap();
-        let users = (first..first + users).collect();
-        let mut goods = Goods { users, products: Vec::new(), campaigns: Vec::new() };
-        for number in 0..products {
-            let (price, stock) = (100 + 50 * (number % 7), Goods::STOCK);
-            let body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
-            goods.products.push(create("/admin/v1/products", body).await["productId"].as_i64().unwrap());
-        }
-        for number in 0..campaigns {
-            let (kind, amount) = if number % 2 == 0 { ("FIXED", 150) } else { ("PERCENTAGE", 30) };
-            let body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
-                "totalQuantity": Goods::COUPONS, "expiredAt": "2099-01-01T00:00:00"});
-            goods.campaigns.push(create("/admin/v1/coupons", body).await["couponId"].as_i64().unwrap());
-        }
-        goods
-    }
-}
-
 /// One `firstcome serve`.
 pub struct Service {
     child: Option<Child>,
-    log: PathBuf,
+    pub log: PathBuf,
     /// The clients' way to the service, with the same address after a restart.
     pub proxy: Proxy,
+    /// The error of its clock, from the next start on.
+    pub clock_offset_ms: i64,
+    starts: usize,
 }
 
 /// All processes of a run. Dropped, they end.
@@ -95,7 +63,18 @@ pub struct Shop {
     pub goods: Goods,
     // Fields drop in this order: the servers end before their directory is removed.
     pub redis: RedisServer,
+    /// With [`Options::replica`].
+    pub replica: Option<RedisServer>,
+    /// With [`Options::sentinels`]: the services then reach Redis without the proxy.
+    pub sentinels: Vec<RedisServer>,
+    redis_url: String,
     pub postgres: PostgresServer,
+    /// With [`Options::gateway`].
+    pub gateway: Option<FakeGateway>,
+    /// With [`Options::standby`], until it takes the place of the primary; the next one is made when it is needed.
+    pub standby: Option<Standby>,
+    /// How many standbys there were.
+    standbys: usize,
     dir: ScratchDir,
 }
 
@@ -103,31 +82,79 @@ impl Shop {
     /// Starts everything and creates the goods. `template` is the data directory of a stopped PostgreSQL server, to save time.
     pub async fn open(options: Options, template: Option<PathBuf>) -> Shop {
         let dir = ScratchDir::new().unwrap();
-        let mut redis = RedisServerConfig::new(dir.path().join("redis"));
-        redis.full_disks = true;
-        if !options.safe {
-            redis.append_fsync = AppendFsync::Never;
+        let redis = RedisServer::start(redis_config(&options, dir.path().join("redis"))).await.unwrap();
+        let mut replica = None;
+        if options.replica {
+            let config = redis_config(&options, dir.path().join("replica"));
+            let server = replica.insert(RedisServer::start(config).await.unwrap());
+            replicate(server, &redis).await;
+            in_sync(&redis, server).await;
         }
-        let redis = RedisServer::start(redis).await.unwrap();
-        let mut postgres = PostgresServerConfig::new(dir.path().join("postgres"));
-        postgres.template = template;
-        let postgres = PostgresServer::start(postgres).await.unwrap();
+        let mut config = PostgresServerConfig::new(dir.path().join("postgres"));
+        config.template = template;
+        let (postgres, standby) = match options.standby {
+            true => {
+                let (primary, standby) = standby::pair(&dir, true).await;
+                (primary, Some(standby))
+            }
+            false => (PostgresServer::start(config).await.unwrap(), None),
+        };
         let to_redis = Proxy::start(Some(Upstream::Unix(redis.socket_path()))).await;
         let to_postgres = Proxy::start(Some(Upstream::Unix(postgres.socket_dir().join(".s.PGSQL.5432")))).await;
-        let goods = Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new() };
-        let mut shop = Shop { options, services: Vec::new(), to_redis, to_postgres, goods, redis, postgres, dir };
+        let (mut watchers, mut redis_url) = (Vec::new(), format!("redis://{}/", to_redis.address));
+        if options.sentinels {
+            watchers = sentinels(&dir, &port(&redis)).await;
+            know_each_other(&watchers, 1).await;
+            redis_url = sentinel_url(&watchers);
+        }
+        let goods = Goods::of(Goods::STOCK);
+        let services = Vec::new();
+        let gateway = if options.gateway { Some(FakeGateway::start().await) } else { None };
+        let mut shop = Shop {
+            options,
+            services,
+            to_redis,
+            to_postgres,
+            goods,
+            redis,
+            replica,
+            sentinels: watchers,
+            redis_url,
+            postgres,
+            gateway,
+            standby,
+            standbys: 0,
+            dir,
+        };
         postgres::create_database(&harness::postgres_config(&shop.postgres.url("postgres")), DATABASE).await.unwrap();
         let migrating = shop.db().await;
         postgres::migrate(&migrating).await.unwrap();
         migrating.close().await.unwrap();
         for number in 0..shop.options.services {
             let log = shop.dir.path().join(format!("service-{number}.log"));
-            shop.services.push(Service { child: None, log, proxy: Proxy::start(None).await });
+            shop.services.push(Service {
+                child: None,
+                log,
+                proxy: Proxy::start(None).await,
+                clock_offset_ms: 0,
+                starts: 0,
+            });
             shop.start(number).await.unwrap();
         }
         let Options { users, products, campaigns, .. } = shop.options;
-        shop.goods = Goods::create(&shop.bases()[0], users, products, campaigns).await;
+        let base = shop.bases()[0].clone();
+        shop.goods.create(&base, users, products, campaigns).await;
         shop
+    }
+
+    /// Makes a standby for PostgreSQL, if it has none.
+    pub async fn have_standby(&mut self) {
+        if self.standby.is_none() {
+            self.standbys += 1;
+            let name = format!("standby-{}", self.standbys);
+            self.standby = Some(Standby::of(&mut self.postgres, &self.dir, &name, true).await);
+            self.up().await;
+        }
     }
 
     /// The base URLs of the services.
@@ -151,30 +178,34 @@ impl Shop {
     /// The service reports a loss of acknowledged decisions.
     pub async fn start(&mut self, number: usize) -> Result<(), String> {
         let url = format!("postgres://firstcome@{}/{DATABASE}?sslmode=disable", self.to_postgres.address);
-        let (redis, service) = (format!("redis://{}/", self.to_redis.address), &mut self.services[number]);
+        let (redis, service) = (&self.redis_url, &mut self.services[number]);
+        service.starts += 1;
+        let base = self.options.base_program.as_deref().filter(|_| (number + service.starts).is_multiple_of(2));
         let mut log_start = 0;
         until("a service listens", async || {
             let Some(child) = &mut service.child else {
                 let log = fs::OpenOptions::new().create(true).append(true).open(&service.log).unwrap();
                 log_start = log.metadata().unwrap().len();
-                let mut command = binary::program(&["serve"]);
-                command.env("REDIS_URL", &redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
-                command.env("BIND_ADDR", "127.0.0.1:0").env("PARTITIONS", self.options.partitions.to_string());
-                command.env("ORDER_HOLD_SECONDS", self.options.hold_seconds.to_string());
-                command.env("OUTBOX_KEEP_SECONDS", self.options.outbox_keep_seconds.to_string());
-                // The minimum, so that a long run evicts orders.
-                command.env("CLOSED_ORDER_KEEP_SECONDS", "60");
+                let mut command = binary::program_at(base.unwrap_or(Path::new(binary::PROGRAM)), &["serve"]);
+                command.env("REDIS_URL", redis).env("DATABASE_URL", &url).env("ADMIN_TOKEN", ADMIN);
+                command.env("BIND_ADDR", "127.0.0.1:0").envs(self.options.environment());
                 command.env("REDIS_TIMEOUT_MS", "1000").env("DATABASE_TIMEOUT_MS", "1500");
                 command
                     .env("REQUEST_TIMEOUT_MS", "3000")
                     .env("DRAIN_SECONDS", "120")
                     .env("DRAIN_DELAY_SECONDS", "0")
                     .env("MAX_BACKLOG", "500");
+                // The projector logs at this level that another one was faster.
+                command.env("RUST_LOG", "info,firstcome::projector=debug");
                 // All clients have one address.
                 command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
-                // A loss is a violation here: a recovery must not make it good.
-                command.env("RECOVERY", "manual");
-                command.env("REDIS_DURABILITY", if self.options.safe { "checked" } else { "asserted" });
+                if let Some(gateway) = &self.gateway {
+                    command.env("PAYMENT_GATEWAY_KAKAO_PAY_URL", gateway.url());
+                    command.env("PAYMENT_GATEWAY_TIMEOUT_MS", "1000").env("PAYMENT_GATEWAY_GIVE_UP_SECONDS", "5");
+                }
+                if service.clock_offset_ms != 0 {
+                    command.envs(preload::shifted_clock(service.clock_offset_ms));
+                }
                 command.stdout(log.try_clone().unwrap()).stderr(log);
                 service.child = Some(command.spawn().unwrap());
                 return None;
@@ -185,7 +216,7 @@ impl Shop {
             }
             child.try_wait().unwrap()?;
             service.child = None;
-            reported_loss(&tail(&service.log, log_start)).map(Err)
+            self.options.violation(&tail(&service.log, log_start)).map(Err)
         })
         .await
     }
@@ -231,7 +262,10 @@ impl Shop {
             proxy.set(Mode::Pass);
             proxy.cut();
         }
-        self.redis.restart().await.unwrap();
+        // Sentinels would take the restart for the end of the master.
+        if self.sentinels.is_empty() {
+            self.redis.restart().await.unwrap();
+        }
         self.postgres.restart().await.unwrap();
         for number in 0..self.services.len() {
             self.start(number).await?;
@@ -239,18 +273,27 @@ impl Shop {
         self.ready().await
     }
 
-    /// Waits until every service is ready.
+    /// Waits until every service is ready, with every partition.
     ///
     /// # Errors
     /// A service reports a loss of acknowledged decisions.
     pub async fn ready(&self) -> Result<(), String> {
+        self.ready_unless(|said| self.options.violation(said)).await
+    }
+
+    /// The same, where a partition may be closed meanwhile.
+    pub async fn up(&self) {
+        self.ready_unless(|_| None).await.unwrap();
+    }
+
+    async fn ready_unless(&self, violation: impl Fn(&str) -> Option<String>) -> Result<(), String> {
         let client = client();
         for base in self.bases() {
             until("a service is ready", async || {
                 let response = client.get(format!("{base}/readyz")).send().await.ok()?;
-                let ready = response.status() == 200;
                 let text = response.text().await.ok()?;
-                if ready { Some(Ok(())) } else { reported_loss(&text).map(Err) }
+                // DEGRADED: a partition does not decide, or its projection has stopped.
+                if text.contains(r#""status":"UP""#) { Some(Ok(())) } else { violation(&text).map(Err) }
             })
             .await?;
         }
@@ -267,6 +310,18 @@ impl Shop {
             (lag == 0).then_some(())
         })
         .await;
+    }
+
+    /// Waits until every payment through the gateway has its outcome, and the gateway has refunded what it must.
+    pub async fn payments_ended(&self) {
+        let db = self.db().await;
+        until("no payment is open", async || {
+            let sql = "SELECT count(*) FROM payments WHERE status IN ('STARTED', 'REFUND_DUE')";
+            let open: i64 = sqlx::query_scalar(sql).fetch_one(db.get_postgres_connection_pool()).await.unwrap();
+            (open == 0).then_some(())
+        })
+        .await;
+        db.close().await.unwrap();
     }
 
     /// Waits until no stock is held for an order that is not PENDING. A request that ended between its remote hold and its order
@@ -321,6 +376,17 @@ impl Shop {
         failures
     }
 
+    /// `firstcome rebuild` of a partition.
+    pub fn rebuild(&self, partition: u16) -> Command {
+        let partition = partition.to_string();
+        let mut command = binary::program(&["rebuild", "--partition", &partition]);
+        command.env("REDIS_URL", self.redis.url()).env("DATABASE_URL", self.postgres.url(DATABASE));
+        let environment = self.options.environment().into_iter();
+        command.envs(environment.filter(|(name, _)| ["CLOSED_ORDER_KEEP_SECONDS", "REDIS_DURABILITY"].contains(name)));
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
     /// Runs `firstcome audit`. Returns the failed checks, or its log if it could not run.
     pub async fn audit(&self) -> Vec<String> {
         let mut command = binary::program(&["audit", "--json"]);
@@ -337,18 +403,31 @@ impl Shop {
             _ => vec![log],
         }
     }
+}
 
-    /// The errors and the last lines of the services' logs, for the report of a failure.
-    pub fn logs(&self) -> String {
-        let excerpt = |service: &Service| {
-            let log = tail(&service.log, 0);
-            let (errors, rest): (Vec<&str>, Vec<&str>) =
-                log.lines().filter(|line| !line.contains("\"INFO\"")).partition(|line| line.contains("\"ERROR\""));
-            let last = &rest[rest.len().saturating_sub(15)..];
-            [&errors[..errors.len().min(15)], last].concat().join("\n")
-        };
-        self.services.iter().map(excerpt).collect::<Vec<_>>().join("\n--\n")
+fn redis_config(options: &Options, dir: PathBuf) -> RedisServerConfig {
+    let mut config = RedisServerConfig::new(dir);
+    config.full_disks = true;
+    if !options.safe {
+        config.append_fsync = if options.power_losses { AppendFsync::EverySecond } else { AppendFsync::Never };
     }
+    if options.replica {
+        config.port = Some(firstcome::dev::free_port().unwrap());
+        config.extra_args = vec!["--repl-diskless-sync-delay".into(), "0".into()];
+    }
+    if options.power_losses {
+        config.environment = machines::disk(&config.dir.join("data")).environment().into();
+    }
+    if options.ack == Ack::Replica {
+        config.extra_args.extend(["--min-replicas-to-write".into(), "1".into()]);
+    }
+    config
+}
+
+/// Makes a server a replica of another.
+pub async fn replicate(replica: &RedisServer, master: &RedisServer) {
+    let mut link = harness::raw_redis(&replica.url()).await;
+    redis::cmd("REPLICAOF").arg("127.0.0.1").arg(port(master)).exec_async(&mut link).await.unwrap();
 }
 
 /// The key of a partition's outbox.
@@ -360,27 +439,4 @@ pub fn outbox(partition: u16) -> String {
 pub fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(4)).build().unwrap()
-}
-
-fn tail(log: &PathBuf, from: u64) -> String {
-    let mut text = Vec::new();
-    if let Ok(mut file) = fs::File::open(log) {
-        file.seek(SeekFrom::Start(from)).unwrap();
-        file.read_to_end(&mut text).unwrap();
-    }
-    String::from_utf8_lossy(&text).into_owned()
-}
-
-/// The address that a service serves, from its log after this offset.
-fn serving(log: &PathBuf, from: u64) -> Option<String> {
-    let text = tail(log, from);
-    let line = text.lines().find(|line| line.contains("\"message\":\"serving\"") && line.ends_with('}'))?;
-    let line: Value = serde_json::from_str(line).ok()?;
-    Some(line["fields"]["address"].as_str()?.to_owned())
-}
-
-/// The reported loss, if any.
-fn reported_loss(text: &str) -> Option<String> {
-    let signs = ["are lost", "Redis lost decisions", "lost the state", "is not open in Redis"];
-    text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))).map(str::to_owned)
 }

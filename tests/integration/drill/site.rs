@@ -1,7 +1,5 @@
 //! The machines of a drill: the stores, two services, and a balancer in front of them.
 
-use std::{path::PathBuf, process::Stdio};
-
 use firstcome::{
     dev::{PostgresServer, PostgresServerConfig, ScratchDir},
     postgres,
@@ -18,6 +16,7 @@ use crate::{
     },
     support::{
         harness::{self, until},
+        preload::Variable,
         standby::{self, Standby},
     },
 };
@@ -25,6 +24,7 @@ use crate::{
 const DATABASE: &str = "postgres";
 const USERS: i64 = 200;
 const PRODUCTS: i64 = 40;
+const STOCK: i64 = 10_000;
 const CAMPAIGNS: i64 = 30;
 
 /// What a drill runs on.
@@ -71,7 +71,7 @@ impl Site {
         let redis = RedisServers::start(plan.redis, &dir).await;
         let (postgres, standby) = match plan.standby {
             true => {
-                let (primary, standby) = standby::pair(&dir).await;
+                let (primary, standby) = standby::pair(&dir, false).await;
                 (primary, Some(standby))
             }
             false => {
@@ -83,8 +83,7 @@ impl Site {
             Some(standby) => standby.url(&postgres, DATABASE),
             None => postgres.url(DATABASE),
         };
-        let goods = Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new() };
-        let (balancer, services) = (Balancer::start().await, Vec::new());
+        let (goods, balancer, services) = (Goods::of(STOCK), Balancer::start().await, Vec::new());
         let mut site =
             Site { plan, services, goods, balancer, redis, standby, postgres, database_url, started: 0, dir };
         let (status, said) = run(&mut site.command("migrate")).await;
@@ -111,10 +110,10 @@ impl Site {
     }
 
     /// Starts a service with these additional variables, waits until it is ready, and puts it behind the balancer.
-    pub async fn start_service(&mut self, variables: &[(&str, &str)]) {
+    pub async fn start_service(&mut self, variables: &[Variable]) {
         let (name, mut command) = (format!("serve-{}", self.started), self.command("serve"));
         self.started += 1;
-        let mut running = Running::start(command.envs(variables.iter().copied()), &self.dir, &name);
+        let mut running = Running::start(command.envs(variables.iter().cloned()), &self.dir, &name);
         let base = running.base().await;
         until("the service is ready", async || (get(&base, "/readyz").await.status == 200).then_some(())).await;
         self.balancer.add(&base).await;
@@ -133,7 +132,7 @@ impl Site {
         let first = users["firstUserId"].as_i64().unwrap();
         self.goods.users = (first..first + USERS).collect();
         for _ in 0..PRODUCTS {
-            let body = json!({"productName": "신발", "price": 10, "stockQuantity": 10_000, "category": "SHOES"});
+            let body = json!({"productName": "신발", "price": 10, "stockQuantity": STOCK, "category": "SHOES"});
             self.goods.products.push(create("/admin/v1/products", body).await["productId"].as_i64().unwrap());
         }
         for _ in 0..CAMPAIGNS {
@@ -159,17 +158,6 @@ impl Site {
     /// A connection to PostgreSQL.
     pub async fn db(&self) -> sea_orm::DatabaseConnection {
         postgres::connect(&harness::postgres_config(&self.postgres.url(DATABASE))).await.unwrap()
-    }
-
-    /// A shared object that shifts the clock of a process, for `LD_PRELOAD`.
-    pub async fn shifted_clock(&self) -> PathBuf {
-        let (source, object) = (self.dir.path().join("clock.c"), self.dir.path().join("clock.so"));
-        std::fs::write(&source, include_str!("clock.c")).unwrap();
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-o"]).args([&object, &source]).arg("-ldl").stdin(Stdio::null());
-        let (status, said) = run(&mut compiler).await;
-        assert!(status.success(), "{said}");
-        object
     }
 
     /// The errors and the last lines of the services' logs, for the report of a failure.

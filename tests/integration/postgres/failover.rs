@@ -41,7 +41,7 @@ impl Pair {
     async fn start() -> Pair {
         let dir = ScratchDir::new().unwrap();
         let redis = RedisServer::start(dev::RedisServerConfig::new(dir.path().join("redis"))).await.unwrap();
-        let (postgres, standby) = standby::pair(&dir).await;
+        let (postgres, standby) = standby::pair(&dir, false).await;
         let (redis_url, postgres_url) = (redis.url(), standby.url(&postgres, "postgres"));
         let servers = Servers { redis, postgres, redis_url, postgres_url, dir };
         let (status, said) = run(&mut servers.role(&["migrate"])).await;

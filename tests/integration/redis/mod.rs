@@ -15,3 +15,4 @@ mod script_numbers;
 mod script_rules;
 pub mod scripts;
 mod topologies;
+mod torn_log;

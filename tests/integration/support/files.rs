@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, chown},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Copies the data directory of a server, with modes and owners and without sockets. Replaces `to`.
@@ -27,4 +27,10 @@ fn copy(from: &Path, to: &Path) {
         return;
     }
     chown(to, Some(metadata.uid()), Some(metadata.gid())).unwrap();
+}
+
+/// The append-only file that Redis writes to, by its data directory.
+pub fn append_only_log(data: &Path) -> PathBuf {
+    let files = fs::read_dir(data.join("appendonlydir")).unwrap().flatten().map(|entry| entry.path());
+    files.filter(|path| path.to_str().unwrap().ends_with(".incr.aof")).max().unwrap()
 }

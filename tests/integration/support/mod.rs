@@ -7,6 +7,7 @@ pub mod files;
 pub mod harness;
 pub mod invariants;
 pub mod outbox;
+pub mod preload;
 pub mod promql;
 pub mod repository;
 pub mod standby;

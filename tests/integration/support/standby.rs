@@ -21,37 +21,44 @@ async fn pool(url: &str) -> PgPool {
     PgPool::connect(url).await.unwrap()
 }
 
-/// Starts a primary and its standby in a directory. The address leads to the primary.
-pub async fn pair(dir: &ScratchDir) -> (PostgresServer, Standby) {
-    let config = |name: &str| {
-        let mut config = PostgresServerConfig::new(dir.path().join(name));
-        config.fsync = false;
-        config.settings = vec![("wal_retrieve_retry_interval".to_owned(), "100ms".to_owned())];
-        config
-    };
-    let mut primary = PostgresServer::start(config("primary")).await.unwrap();
-    let socket = primary.socket_dir().display().to_string();
-    let admin = pool(&primary.url("postgres")).await;
-    let sql = format!("ALTER SYSTEM SET primary_conninfo = 'host={socket} port=5432 user=firstcome'");
-    sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&admin).await.unwrap();
-    admin.close().await;
-    primary.stop().await.unwrap();
-    // A copy of a stopped server is what a base backup is.
-    let signal = primary.data_dir().join("standby.signal");
-    std::fs::write(&signal, "").unwrap();
-    let mut copy = config("standby");
-    copy.template = Some(primary.data_dir().to_owned());
-    let server = PostgresServer::start(copy).await.unwrap();
-    std::fs::remove_file(&signal).unwrap();
-    primary.restart().await.unwrap();
-    let address = dir.path().join("address");
-    std::fs::create_dir(&address).unwrap();
-    let standby = Standby { server, address };
-    standby.lead_to(&primary);
+fn config(dir: &ScratchDir, name: &str, durable: bool) -> PostgresServerConfig {
+    let mut config = PostgresServerConfig::new(dir.path().join(name));
+    config.fsync = durable;
+    config.settings = vec![("wal_retrieve_retry_interval".to_owned(), "100ms".to_owned())];
+    config
+}
+
+/// Starts a primary and its standby in a directory. The address leads to the primary. `durable`: whether their data survive full disks.
+pub async fn pair(dir: &ScratchDir, durable: bool) -> (PostgresServer, Standby) {
+    let mut primary = PostgresServer::start(config(dir, "primary", durable)).await.unwrap();
+    let standby = Standby::of(&mut primary, dir, "standby", durable).await;
     (primary, standby)
 }
 
 impl Standby {
+    /// Gives a primary a standby of this name, in the same directory, as durable. Restarts the primary. The address leads to the primary.
+    pub async fn of(primary: &mut PostgresServer, dir: &ScratchDir, name: &str, durable: bool) -> Standby {
+        let socket = primary.socket_dir().display().to_string();
+        let admin = pool(&primary.url("postgres")).await;
+        let sql = format!("ALTER SYSTEM SET primary_conninfo = 'host={socket} port=5432 user=firstcome'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&admin).await.unwrap();
+        admin.close().await;
+        primary.stop().await.unwrap();
+        // A copy of a stopped server is what a base backup is.
+        let signal = primary.data_dir().join("standby.signal");
+        std::fs::write(&signal, "").unwrap();
+        let mut copy = config(dir, name, durable);
+        copy.template = Some(primary.data_dir().to_owned());
+        let server = PostgresServer::start(copy).await.unwrap();
+        std::fs::remove_file(&signal).unwrap();
+        primary.restart().await.unwrap();
+        let address = dir.path().join("address");
+        std::fs::create_dir_all(&address).unwrap();
+        let standby = Standby { server, address };
+        standby.lead_to(primary);
+        standby
+    }
+
     /// The URL of a database at the address, which the failover does not change.
     pub fn url(&self, primary: &PostgresServer, database: &str) -> String {
         let path = |path: &Path| path.to_str().unwrap().to_owned();

@@ -103,7 +103,7 @@ impl Fleet {
     /// Starts the old version alone, and stocks the shop.
     pub async fn open(pair: Pair, partitions: u16) -> Fleet {
         let (servers, balancer) = (Servers::start().await, Balancer::start().await);
-        let goods = Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new() };
+        let goods = Goods::of(Goods::STOCK);
         let market = Market::new(&goods, Vec::new(), 0);
         let (services, projectors, customers, operations) = Default::default();
         let mut fleet = Fleet {
@@ -122,7 +122,7 @@ impl Fleet {
         fleet.migrate(Version::Old).await;
         fleet.start(Version::Old).await;
         let base = fleet.services[0].base.clone().unwrap();
-        fleet.goods = Goods::create(&base, USERS, PRODUCTS, CAMPAIGNS).await;
+        fleet.goods.create(&base, USERS, PRODUCTS, CAMPAIGNS).await;
         fleet.open_shop();
         fleet
     }
@@ -407,7 +407,8 @@ impl Fleet {
         let db = self.servers.db().await;
         let facts = Facts::read(db.get_postgres_connection_pool()).await;
         db.close().await.unwrap();
-        let mut differences = facts::compare(&self.operations, &facts, &self.goods);
+        let compared = facts::compare(&self.operations, &facts, &self.goods);
+        let mut differences: Vec<String> = compared.into_iter().map(|difference| difference.what).collect();
         differences.extend(self.operations.iter().flat_map(Operation::contradictions));
         assert!(differences.is_empty(), "{differences:#?}");
         assert!(self.pair.is_equal || is_sold_out(&self.operations), "the stock sufficed for everybody");

@@ -105,6 +105,29 @@ async fn rebuild_finishes_refund_of_archived_order() {
     shop.finish().await;
 }
 
+/// A replica that takes the place of its master may have every decision and lack evictions: they are repeated.
+#[tokio::test]
+async fn eviction_repeated_when_redis_lacks_it() {
+    let shop = Fixture::start(1).await;
+    shop.test.drain().await;
+    let mut redis = shop.test.raw().await;
+    let meta = Keys(Partition(0)).meta();
+    let mark: String = redis::cmd("HGET").arg(&meta).arg("relayed").query_async(&mut redis).await.unwrap();
+    let order = shop.paid().await;
+    shop.test.drain().await;
+    let key = shop.key(order);
+    assert!(shop.ttls().await[&key] > 0);
+    let mut lose = redis::pipe();
+    lose.cmd("PERSIST").arg(&key).cmd("HSET").arg(&meta).arg("relayed").arg(mark);
+    lose.query_async::<(i64, i64)>(&mut redis).await.unwrap();
+    shop.test.drain().await;
+    assert_eq!(shop.ttls().await[&key], -1);
+    shop.paid().await;
+    shop.test.drain().await;
+    assert!(shop.ttls().await[&key] > 0);
+    shop.finish().await;
+}
+
 async fn failed_checks(test: &TestApp) -> Vec<String> {
     let report = test.app.audit().run().await.unwrap();
     report.checks.iter().filter(|check| !check.ok).map(|check| check.detail.clone()).collect()

@@ -201,9 +201,9 @@ impl Bench {
         Raw { script: &script::HOLD_SUSPECT, keys, args, shared: None }
     }
 
-    pub fn outbox_mark(&self, epoch: i64, seq: i64, entry: &str) -> Raw {
+    pub fn outbox_mark(&self, epoch: i64, seq: i64, entry: &str, known: i64) -> Raw {
         let keys = vec![Keys(Partition(0)).meta()];
-        Raw { script: &script::OUTBOX_MARK, keys, args: strings([&epoch, &seq, &entry]), shared: None }
+        Raw { script: &script::OUTBOX_MARK, keys, args: strings([&epoch, &seq, &entry, &known]), shared: None }
     }
 
     /// Orders of one partition, each with its state in PostgreSQL and a TTL of a minute.

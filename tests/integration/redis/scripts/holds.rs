@@ -110,21 +110,23 @@ async fn hold_scripts_match_headers() {
     bench.finish().await;
 }
 
-/// The mark never goes back, and a lost partition stays lost.
+/// The mark never goes back, a lost one is not passed over, and a lost partition stays lost.
 #[tokio::test]
 async fn outbox_mark_matches_header() {
     let mut bench = Bench::start(1).await;
     let meta = Keys(Partition(0)).meta();
-    for (epoch, seq, entry, marks) in [
-        (1, 9, "5-1", true),
-        (1, 9, "5-1", false),
-        (1, 8, "9-0", false),
-        (1, 10, "6-0", true),
-        (2, 1, "2-0", true),
-        (1, 99, "9-0", false),
+    for (epoch, seq, entry, known, code) in [
+        (1, 9, "5-1", 0, "MARKED"),
+        (1, 9, "5-1", 9, "STALE"),
+        (1, 8, "9-0", 0, "STALE"),
+        (1, 10, "6-0", 9, "MARKED"),
+        (1, 12, "8-0", 11, "BEHIND"),
+        (2, 1, "2-0", 0, "MARKED"),
+        (1, 99, "9-0", 98, "STALE"),
+        (3, 2, "9-0", 1, "BEHIND"),
     ] {
-        let raw = bench.outbox_mark(epoch, seq, entry);
-        if marks {
+        let raw = bench.outbox_mark(epoch, seq, entry, known);
+        if code == "MARKED" {
             assert_eq!(bench.run(&raw).await, ["MARKED"]);
             let found = firstcome::redis::outbox::Relayed {
                 position: firstcome::model::Position { epoch, seq },
@@ -132,12 +134,12 @@ async fn outbox_mark_matches_header() {
             };
             assert_eq!(bench.test.store.relayed(Partition(0)).await.unwrap(), Some(found));
         } else {
-            bench.leaves_all("STALE", &raw).await;
+            bench.leaves_all(code, &raw).await;
         }
     }
     let state: Vec<(String, String)> = redis::cmd("HGETALL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
     let _: i64 = redis::cmd("DEL").arg(&meta).query_async(&mut bench.redis).await.unwrap();
-    let raw = bench.outbox_mark(3, 1, "7-0");
+    let raw = bench.outbox_mark(3, 1, "7-0", 0);
     bench.leaves_all("STALE", &raw).await;
     let fields = state.iter().filter(|(field, _)| field != "relayed");
     let mut put_back = redis::cmd("HSET");
