@@ -183,8 +183,9 @@ pub async fn reported_within(db: &Connection, time: Duration) -> Result<Vec<Part
 /// The key of the advisory lock that a rebuild holds.
 const REBUILD_LOCK: i64 = 0x6669_7273_7463_6f6d;
 
-/// The lock of the one process that rebuilds. The end of its transaction, or of its connection, releases it.
-pub struct Lock(#[expect(dead_code, reason = "held")] sqlx::Transaction<'static, sqlx::Postgres>);
+/// The lock of the one process that rebuilds. The end of its transaction, or of its connection, releases it; when it is dropped, that is
+/// a moment later.
+pub struct Lock(sqlx::Transaction<'static, sqlx::Postgres>);
 
 impl Lock {
     /// Waits until no other process holds the lock, and takes it.
@@ -201,6 +202,13 @@ impl Lock {
     /// PostgreSQL can't answer.
     pub async fn try_take(db: &Connection) -> anyhow::Result<Option<Lock>> {
         Ok(super::try_lock(db.get_postgres_connection_pool(), REBUILD_LOCK).await?.map(Lock))
+    }
+
+    /// Releases the lock before it returns.
+    pub async fn release(self) {
+        if let Err(error) = self.0.rollback().await {
+            tracing::debug!(%error, "the lock of the rebuild ends with its connection");
+        }
     }
 }
 

@@ -168,7 +168,7 @@ impl Rebuild {
             tracing::warn!(?needed, "Redis has lost partitions: a process that used them before recovers them");
             return Ok(None);
         }
-        let _lock = progress::Lock::take(&self.db).await?;
+        let lock = progress::Lock::take(&self.db).await?;
         // Another process may have rebuilt while this one waited for the lock.
         let needed = self.needed(&identity.0).await?;
         if needed.is_empty() {
@@ -180,7 +180,9 @@ impl Rebuild {
             self.check_no_process_writes().await?;
         }
         let options = RebuildOptions { partitions: Some(partitions), ..RebuildOptions::default() };
-        self.run_alone(identity, options, BegunBy::Service).await.map(Some)
+        let result = self.run_alone(identity, options, BegunBy::Service).await;
+        lock.release().await;
+        result.map(Some)
     }
 
     /// Rebuilds partitions, whatever their state, and those that took steps which contradict them. An operator asked for it.
@@ -195,8 +197,10 @@ impl Rebuild {
         let identity =
             identity.context("this PostgreSQL database has no store: there is nothing to rebuild Redis from")?;
         self.set_partitions(identity.1);
-        let _lock = progress::Lock::take(&self.db).await?;
-        self.run_alone(identity, options, BegunBy::Operator).await
+        let lock = progress::Lock::take(&self.db).await?;
+        let result = self.run_alone(identity, options, BegunBy::Operator).await;
+        lock.release().await;
+        result
     }
 
     /// As [`Rebuild::run`], for a process that holds the lock and recovers by itself.

@@ -124,7 +124,9 @@ impl Watch {
         if due.is_empty() {
             return Ok(None);
         }
-        self.recover(&due, &lock).await.map(Some)
+        let result = self.recover(&due, &lock).await;
+        lock.release().await;
+        result.map(Some)
     }
 
     /// Remembers new losses, and forgets those that have ended.

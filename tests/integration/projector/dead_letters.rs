@@ -275,7 +275,7 @@ async fn dead_letter_refused_when_rebuild_discarded_it() {
     // During a rebuild the later state is not known yet.
     let lock = firstcome::postgres::progress::Lock::take(&test.db).await.unwrap();
     retry(&test, &dead_letter).await.refused(503, "SERVICE_UNAVAILABLE");
-    drop(lock);
+    lock.release().await;
     rebuilt(
         &test,
         rebuild::RebuildOptions { discard: true, lost_at_most: rebuild::LossBounds::Each(0), ..Default::default() },
