@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    audit::{Audit, Auditor},
+    audit::{Audit, AuditTracker, Auditor},
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
         RecoveryMode, redact,
@@ -340,7 +340,7 @@ impl App {
     /// The audit of these stores.
     pub fn audit(&self) -> Audit {
         let (clock, zone) = (self.engine.clock().clone(), self.engine.zone());
-        Audit { store: self.store.clone(), db: self.db.clone(), clock, zone }
+        Audit { store: self.store.clone(), db: self.db.clone(), tracker: AuditTracker::new(clock.now()), clock, zone }
     }
 
     /// The router of one listener for everything. Starts refreshing the keys of users' tokens, if `AUTH=jwt`.
@@ -368,6 +368,7 @@ impl App {
                 app: app.clone(),
                 projector: self.projector.clone(),
                 auditor: Arc::new(Auditor::new(self.audit())),
+                stopping: stopping.clone(),
                 recorder: ActionRecorder { log: self.operator_log.clone(), clock: clock.clone() },
             },
             app,

@@ -126,6 +126,7 @@ impl Audit {
                 let Some(last) = digests.last() else { break };
                 after.clone_from(last);
                 self.records((here, clocks_agree), &digests, &mut findings).await?;
+                self.tracker.records(digests.len());
             }
         }
         Ok(findings)
@@ -142,6 +143,7 @@ impl Audit {
                 let (keys, next) = self.store.scan_page(server, &from).await?;
                 cursor = next;
                 findings.count(keys.len() as i64);
+                self.tracker.keys(keys.len());
                 for (partition, mut scanned) in sort_keys(&keys, self.store.partitions()) {
                     let here = Partition(partition);
                     categories.extend(std::mem::take(&mut scanned.categories).into_iter().map(|name| (here, name)));

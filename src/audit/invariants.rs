@@ -183,6 +183,7 @@ const INVARIANTS: [Invariant; 12] = [
 pub(super) async fn check(audit: &Audit, report: &mut AuditReport) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
     for invariant in &INVARIANTS {
+        audit.tracker.begin(invariant.name);
         let mut findings = Findings::new(invariant.name, invariant.noun);
         findings.count(snapshot.count(invariant.count).await?);
         let (found, named) = snapshot.discrepancies(invariant.wrong, audit.store.partitions(), MAX_NAMED).await?;

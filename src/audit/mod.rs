@@ -21,16 +21,21 @@ mod invariants;
 mod outbox;
 mod report;
 mod state;
+mod tracker;
 
 use std::{collections::BTreeSet, time::Duration};
 
 use chrono_tz::Tz;
 
-pub use auditor::{Auditor, Finished};
+pub use auditor::{Auditor, Finished, RunningAudit};
 pub use report::{AuditReport, Check, PartitionPositions};
+pub use tracker::{AuditProgress, AuditTracker};
 
 use self::{
-    coverage::{BETWEEN, CAMPAIGNS, HOLDS, ORDERS, PRODUCTS, RANKINGS, USERS},
+    coverage::{
+        BETWEEN, CAMPAIGNS, HOLDS, IDS, INDEXES, KEYS, ORDERS, OUTBOX, PROCESSES, PRODUCTS, PROJECTION, RANKINGS,
+        RECORDS, STATE, USERS,
+    },
     report::Findings,
 };
 use crate::{
@@ -56,13 +61,23 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The interval between two reads of the projected positions meanwhile.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The dependencies of an audit. Clones share the connections.
+/// The kinds of records, each with its check and their noun, in the order of the report.
+const KINDS: [(RecordKind, &str, &str); 5] = [
+    (RecordKind::Users, USERS, "users"),
+    (RecordKind::Products, PRODUCTS, "products"),
+    (RecordKind::Campaigns, CAMPAIGNS, "campaigns"),
+    (RecordKind::Orders, ORDERS, "orders"),
+    (RecordKind::Holds, HOLDS, "holds"),
+];
+
+/// The dependencies of an audit. Clones share the connections and the progress.
 #[derive(Clone)]
 pub struct Audit {
     pub store: Store,
     pub db: postgres::Connection,
     pub clock: Clock,
     pub zone: Tz,
+    pub tracker: AuditTracker,
 }
 
 impl Audit {
@@ -73,19 +88,24 @@ impl Audit {
     pub async fn run(mut self) -> anyhow::Result<AuditReport> {
         // What this version does not know may then be of the newer one.
         let ignores_unknown = postgres::is_schema_newer(&self.db).await?;
-        let mut report = AuditReport::begin(self.clock.now(), ignores_unknown);
+        let mut report = AuditReport::begin(self.clock.now(), ignores_unknown, self.tracker.clone());
         let Some((name, partitions)) = progress::identity(&self.db).await? else {
             anyhow::bail!("this PostgreSQL database has no store");
         };
         self.store = self.store.with_partitions(partitions);
+        self.tracker.begin(STATE);
         let (partitions_open, comparable) = self.partitions_open(&name).await?;
         report.add(partitions_open);
         invariants::check(&self, &mut report).await?;
+        self.tracker.begin(PROJECTION);
         report.add(self.projection_advances().await?);
         if comparable {
+            self.tracker.begin(PROCESSES);
             report.add(self.processes(&name).await?);
+            self.tracker.begin(IDS);
             report.add(self.sequences().await?);
             self.compare_all(&mut report).await?;
+            self.tracker.begin(OUTBOX);
             report.add(self.decided().await?);
         }
         report.positions = self.positions().await?;
@@ -93,16 +113,12 @@ impl Audit {
     }
 
     async fn compare_all(&self, report: &mut AuditReport) -> anyhow::Result<()> {
-        for (kind, name, noun) in [
-            (RecordKind::Users, USERS, "users"),
-            (RecordKind::Products, PRODUCTS, "products"),
-            (RecordKind::Campaigns, CAMPAIGNS, "campaigns"),
-            (RecordKind::Orders, ORDERS, "orders"),
-            (RecordKind::Holds, HOLDS, "holds"),
-        ] {
+        self.expect().await?;
+        for (kind, name, noun) in KINDS {
             if kind == RecordKind::Holds && self.store.partitions() == 1 {
                 continue;
             }
+            self.tracker.begin(name);
             let mut findings = Findings::new(name, noun);
             let mut snapshot = Snapshot::begin(&self.db).await?;
             let until = snapshot.last_id(kind).await?;
@@ -117,18 +133,34 @@ impl Audit {
                     let Some(last) = ids.last() else { break };
                     page.after = *last;
                     self.compare(kind, here, &ids, &mut findings).await?;
+                    self.tracker.records(ids.len());
                 }
             }
             report.add(findings);
         }
+        self.tracker.begin(RECORDS);
         report.add(self.recorded().await?);
+        self.tracker.begin(INDEXES);
         report.add(self.indexed().await?);
+        self.tracker.begin(KEYS);
         report.add(self.scanned().await?);
         report.add(self.repeat(RANKINGS, "places", async || self.rankings().await).await?);
         if self.store.partitions() > 1 {
             let steps = async || invariants::between_partitions(self).await;
             report.add(self.repeat(BETWEEN, "steps", steps).await?);
         }
+        Ok(())
+    }
+
+    /// Counts what will be compared.
+    async fn expect(&self) -> anyhow::Result<()> {
+        let mut snapshot = Snapshot::begin(&self.db).await?;
+        let mut records = snapshot.count_digests().await?;
+        for (kind, ..) in KINDS {
+            records += snapshot.count_of(kind).await?;
+        }
+        snapshot.end().await?;
+        self.tracker.expect(records, self.store.count_keys().await?);
         Ok(())
     }
 
@@ -139,6 +171,7 @@ impl Audit {
         noun: &'static str,
         check: impl AsyncFn() -> anyhow::Result<(i64, Vec<String>)>,
     ) -> anyhow::Result<Findings> {
+        self.tracker.begin(name);
         let (mut checked, first) = check().await?;
         let mut found: BTreeSet<String> = first.into_iter().collect();
         if self.store.partitions() > 1 {

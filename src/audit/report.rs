@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Instant};
 
+use super::tracker::AuditTracker;
 use crate::model::Millis;
 
 /// Discrepancies that each check names.
@@ -41,18 +42,21 @@ pub struct AuditReport {
     began: Instant,
     /// Whether what this version does not know is no discrepancy.
     ignores_unknown: bool,
+    tracker: AuditTracker,
 }
 
 impl AuditReport {
-    pub(super) fn begin(at: Millis, ignores_unknown: bool) -> Self {
+    pub(super) fn begin(at: Millis, ignores_unknown: bool, tracker: AuditTracker) -> Self {
         let (checks, positions) = (Vec::new(), Vec::new());
-        AuditReport { balanced: true, checks, positions, at, seconds: 0.0, began: Instant::now(), ignores_unknown }
+        let (balanced, seconds, began) = (true, 0.0, Instant::now());
+        AuditReport { balanced, checks, positions, at, seconds, began, ignores_unknown, tracker }
     }
 
     pub(super) fn add(&mut self, findings: Findings) {
         let check = findings.check(self.ignores_unknown);
         self.balanced &= check.ok;
         self.checks.push(check);
+        self.tracker.end();
     }
 
     pub(super) fn end(mut self) -> Self {

@@ -15,7 +15,7 @@ use super::{
     sales::{MostHeld, SHOWN_PLACES, Sales},
     snapshot::{
         Audits, BurningCampaign, ClosedPartition, DashboardSnapshot, Health, HotProduct, Instance, InstanceRequests,
-        LastAudit, Partitions, Place, ProjectionSummary, RecentRecovery, Redis, Requests,
+        LastAudit, Partitions, Place, ProjectionSummary, RecentRecovery, Redis, Requests, RunningAuditProgress,
     },
     traffic::{Traffic, Window},
 };
@@ -174,8 +174,17 @@ impl Reader {
                 closed: closed.iter().map(ClosedPartition::from).collect(),
             }),
             recoveries: self.recoveries.get().map(|all| all.iter().map(RecentRecovery::from).collect()),
-            audit: Audits { last: last.map(LastAudit::from), running: self.auditor.is_running() },
+            audit: self.audits(last),
             watchers,
+        }
+    }
+
+    fn audits<'a>(&self, last: Option<&'a Finished>) -> Audits<'a> {
+        let progress = self.auditor.progress();
+        Audits {
+            last: last.map(LastAudit::from),
+            running: progress.is_some(),
+            progress: progress.map(RunningAuditProgress::from),
         }
     }
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    audit::{Check, Finished},
-    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, ShelvedProduct},
+    audit::{AuditProgress, Check, Finished},
+    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, RecoveryOutcome, ShelvedProduct},
     redis::queries::dashboard::ServerState,
 };
 
@@ -319,6 +319,10 @@ pub struct RecentRecovery<'a> {
     missing_last_seq: Option<i64>,
     withheld_units: i64,
     withheld_coupons: i64,
+    step: Option<&'a str>,
+    rows_done: i64,
+    rows_expected: Option<i64>,
+    eta_seconds: Option<f64>,
     noticed_at: i64,
     /// `None` while the rebuild is in progress.
     seconds: Option<f64>,
@@ -339,6 +343,10 @@ impl<'a> From<&'a Recovery> for RecentRecovery<'a> {
             missing_last_seq: missing.and_then(|(_, last)| last),
             withheld_units: recovery.withheld_units,
             withheld_coupons: recovery.withheld_coupons,
+            step: recovery.progress.step.as_deref(),
+            rows_done: recovery.progress.rows_done,
+            rows_expected: recovery.progress.rows_expected,
+            eta_seconds: recovery.progress.eta_seconds.filter(|_| recovery.outcome == RecoveryOutcome::Running),
             noticed_at: recovery.noticed_at.0,
             seconds: recovery.seconds(),
         }
@@ -350,6 +358,27 @@ pub struct Audits<'a> {
     /// The last audit that this process finished.
     pub last: Option<LastAudit<'a>>,
     pub running: bool,
+    /// How far the running audit is.
+    pub progress: Option<RunningAuditProgress>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunningAuditProgress {
+    check: &'static str,
+    items: i64,
+    expected_items: Option<i64>,
+    share: f64,
+    seconds: f64,
+    eta_seconds: Option<f64>,
+}
+
+impl From<AuditProgress> for RunningAuditProgress {
+    fn from(progress: AuditProgress) -> Self {
+        let AuditProgress { check, items, expected_items, share, seconds, eta_seconds, .. } = progress;
+        let (share, seconds, eta_seconds) = (rounded(share), rounded(seconds), eta_seconds.map(rounded));
+        RunningAuditProgress { check, items, expected_items, share, seconds, eta_seconds }
+    }
 }
 
 #[derive(Serialize)]

@@ -31,7 +31,7 @@ pub use payments::*;
 pub use position::{Identity, Position, Projection, Word};
 pub use products::*;
 pub use projection::*;
-pub use recovery::{BegunBy, Recovery, RecoveryOutcome};
+pub use recovery::{BegunBy, Recovery, RecoveryOutcome, RecoveryProgress};
 pub use time::*;
 pub use timeline::*;
 pub use types::*;

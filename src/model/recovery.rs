@@ -59,8 +59,21 @@ impl BegunBy {
     }
 }
 
+/// How far a rebuild is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RecoveryProgress {
+    /// `prepare`, `empty`, `load` or `finish`; `None` before the first.
+    pub step: Option<String>,
+    /// Rows of PostgreSQL that are written back.
+    pub rows_done: i64,
+    /// About how many rows will be; `None` while that is unknown.
+    pub rows_expected: Option<i64>,
+    /// The expected rest of the step `load`.
+    pub eta_seconds: Option<f64>,
+}
+
 /// The recovery of a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Recovery {
     /// A UUID.
     pub id: String,
@@ -88,6 +101,8 @@ pub struct Recovery {
     /// What the recovery withheld in this partition.
     pub withheld_units: i64,
     pub withheld_coupons: i64,
+    /// Of the rebuild, or of its last attempt. All partitions of a rebuild share it.
+    pub progress: RecoveryProgress,
     /// When the process noticed the loss, when the first rebuild began, and when the last one ended.
     pub noticed_at: Millis,
     pub began_at: Millis,

@@ -4,9 +4,9 @@ use sea_orm::DbErr;
 use sqlx::{Row, postgres::PgRow};
 
 use super::{Connection, statement_error, translate_sqlx};
-use crate::model::{BegunBy, Error, Millis, Page, Partition, Recovery, RecoveryOutcome};
+use crate::model::{BegunBy, Error, Millis, Page, Partition, Recovery, RecoveryOutcome, RecoveryProgress};
 
-/// Writes a recovery, or replaces what an earlier call wrote about it.
+/// Writes a recovery, or replaces what an earlier call wrote about it, but for its progress.
 ///
 /// # Errors
 /// PostgreSQL is unavailable, or refuses a text (see [`super::is_data_fault`]).
@@ -46,12 +46,34 @@ pub async fn write(db: &Connection, recovery: &Recovery) -> Result<(), DbErr> {
     .map_err(statement_error)
 }
 
+/// Writes how far a rebuild of these recoveries is.
+///
+/// # Errors
+/// PostgreSQL is unavailable.
+pub async fn write_progress(db: &Connection, ids: &[String], progress: &RecoveryProgress) -> Result<(), DbErr> {
+    let RecoveryProgress { step, rows_done, rows_expected, eta_seconds } = progress;
+    sqlx::query(
+        "UPDATE recoveries SET step = $2, rows_done = $3, rows_expected = $4, eta_seconds = $5
+         WHERE id = ANY($1::text[]::uuid[])",
+    )
+    .bind(ids)
+    .bind(step)
+    .bind(rows_done)
+    .bind(rows_expected)
+    .bind(eta_seconds)
+    .execute(db.get_postgres_connection_pool())
+    .await
+    .map(drop)
+    .map_err(statement_error)
+}
+
 /// The columns that [`recovery`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id::text, partition, begun_by, attempts, reason, found_seq, acknowledged_seq, projected_seq,
                  missing_last_seq, silent, outcome, detail, epoch, withheld_units, withheld_coupons,
+                 step, rows_done, rows_expected, eta_seconds,
                  (extract(epoch FROM noticed_at) * 1000)::bigint AS noticed_ms,
                  (extract(epoch FROM began_at) * 1000)::bigint AS began_ms,
                  (extract(epoch FROM ended_at) * 1000)::bigint AS ended_ms
@@ -133,6 +155,12 @@ fn recovery(row: &PgRow) -> sqlx::Result<Recovery> {
         epoch: row.try_get("epoch")?,
         withheld_units: row.try_get("withheld_units")?,
         withheld_coupons: row.try_get("withheld_coupons")?,
+        progress: RecoveryProgress {
+            step: row.try_get("step")?,
+            rows_done: row.try_get("rows_done")?,
+            rows_expected: row.try_get("rows_expected")?,
+            eta_seconds: row.try_get("eta_seconds")?,
+        },
         noticed_at: Millis(row.try_get("noticed_ms")?),
         began_at: Millis(row.try_get("began_ms")?),
         ended_at: row.try_get::<Option<i64>, _>("ended_ms")?.map(Millis),

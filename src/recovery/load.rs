@@ -44,7 +44,7 @@ impl Loading<'_> {
         &self,
         snapshot: &mut Snapshot,
         bulk: &mut Bulk<'_>,
-        progress: &mut Progress,
+        progress: &Progress,
     ) -> anyhow::Result<()> {
         let mut rows = snapshot.users(self.scope);
         while let Some(row) = rows.try_next().await? {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{findings::PartitionFinding, rebuild::Summary};
 use crate::{
-    model::{BegunBy, Clock, Millis, OperatorAction, Partition, Position, Recovery, RecoveryOutcome},
+    model::{BegunBy, Clock, Millis, OperatorAction, Partition, Position, Recovery, RecoveryOutcome, RecoveryProgress},
     postgres::{self, operator_log, recoveries},
     redis::bulk::PartitionState,
     telemetry::metrics,
@@ -176,6 +176,7 @@ impl<'a> OpenRecoveries<'a> {
             epoch: None,
             withheld_units: 0,
             withheld_coupons: 0,
+            progress: RecoveryProgress::default(),
             noticed_at: noticed.map_or(now, |noticed| noticed.at),
             began_at: now,
             ended_at: None,
@@ -203,10 +204,14 @@ impl<'a> OpenRecoveries<'a> {
         (open && same && last.begun_by == BegunBy::Service).then_some(last)
     }
 
+    /// The ids of the recoveries.
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.recoveries.values().map(|recovery| recovery.id.clone()).collect()
+    }
+
     /// Writes that the rebuild is in progress. The caller holds the lock of rebuilds.
     pub(super) async fn begin(&self) {
-        let ids: Vec<String> = self.recoveries.values().map(|recovery| recovery.id.clone()).collect();
-        end_interrupted(self.db, &ids, self.clock.now()).await;
+        end_interrupted(self.db, &self.ids(), self.clock.now()).await;
         let begun = |recovery: &Recovery| RecoveryEntry { recovery: recovery.clone(), actions: Vec::new() };
         self.log.record(self.db, self.recoveries.values().map(begun).collect()).await;
     }

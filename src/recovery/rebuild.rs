@@ -45,7 +45,7 @@ use super::{
     log::{OpenRecoveries, RebuildCause, RecoveryLog, end_interrupted},
     open::reported_progress,
     prepare::continuations,
-    progress::Progress,
+    progress::{LOAD, Progress},
     repair::Repair,
     withhold::Withhold,
 };
@@ -288,7 +288,13 @@ impl Rebuild {
         let identity = Identity { store: name, partitions, epoch: 0 };
         let mut log = self.open_recoveries(&scope, cause).await?;
         log.begin().await;
-        let rebuilt = self.run_logged(&identity, scope, &options, &mut log).await;
+        let (progress, ids) = (Progress::new(), log.ids());
+        let rebuilt = tokio::select! {
+            biased;
+            rebuilt = self.run_logged(&identity, scope, &options, (&mut log, &progress)) => rebuilt,
+            () = progress.keep_writing(&self.db, &ids) => bail!("the progress of a rebuild has no end"),
+        };
+        progress.write(&self.db, &ids).await;
         log.end(&rebuilt).await;
         rebuilt
     }
@@ -311,7 +317,7 @@ impl Rebuild {
         identity: &Identity,
         mut scope: Scope,
         options: &RebuildOptions,
-        log: &mut OpenRecoveries<'_>,
+        (log, progress): (&mut OpenRecoveries<'_>, &Progress),
     ) -> anyhow::Result<Summary> {
         let began = Instant::now();
         let mut frozen = Vec::new();
@@ -330,7 +336,7 @@ impl Rebuild {
         for finding in &findings {
             log.update(finding, finding.missing_last(options)).await;
         }
-        let mut summary = self.replace(identity, &scope, &findings, options, (log, &mut steps)).await?;
+        let mut summary = self.replace(identity, &scope, &findings, options, (log, progress, &mut steps)).await?;
         summary.seconds = began.elapsed().as_secs_f64();
         tracing::warn!(?summary, "Redis is rebuilt from PostgreSQL");
         Ok(summary)
@@ -343,8 +349,9 @@ impl Rebuild {
         scope: &Scope,
         findings: &[PartitionFinding],
         options: &RebuildOptions,
-        (log, steps): (&mut OpenRecoveries<'_>, &mut Steps),
+        (log, progress, steps): (&mut OpenRecoveries<'_>, &Progress, &mut Steps),
     ) -> anyhow::Result<Summary> {
+        progress.begin("empty");
         let replies_waited = progress::only_postgres_acknowledged(&self.db).await?;
         let bound = |finding: &PartitionFinding| Some((finding.here, finding.possible_loss(replies_waited, options)?));
         let bounds: BTreeMap<Partition, Bound> = findings.iter().filter_map(bound).collect();
@@ -372,13 +379,15 @@ impl Rebuild {
 
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let rows = snapshot.size(now.0, self.retention).await?;
-        let mut progress = Progress::new(rows * i64::from(scope.len()) / i64::from(scope.partitions()));
+        progress.expect(rows * i64::from(scope.len()) / i64::from(scope.partitions()));
+        progress.begin(LOAD);
         let mut bulk = Bulk::new(&self.store, positions);
         let (store, zone, retention, losses) = (&self.store, self.zone, self.retention, &losses);
         let loading = Loading { store, scope, zone, now, retention, losses };
-        loading.load(&mut snapshot, &mut bulk, &mut progress).await?;
+        loading.load(&mut snapshot, &mut bulk, progress).await?;
         bulk.flush().await?;
         steps.end_parts("read", ("write", bulk.writing()));
+        progress.begin("finish");
         let repair = Repair { store, db: &self.db, scope, zone, now, losses };
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;

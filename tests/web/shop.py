@@ -132,6 +132,22 @@ class Shop:
             raise AssertionError(f"{statement}: {ran.stderr}")
         return ran.stdout.strip()
 
+    @contextlib.contextmanager
+    def positions_locked(self):
+        """Keeps audits at their first comparison, and the projection, until the end of the block."""
+        socket_directory = (self.directory / "data/postgres/data/postmaster.pid").read_text().splitlines()[4]
+        place = ["-h", socket_directory, "-U", "firstcome", "-d", "firstcome"]
+        session = subprocess.Popen([os.environ["PSQL_BIN"], *place, "-qAt"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            session.stdin.write("BEGIN; SELECT count(*) FROM (SELECT FROM projection_positions FOR UPDATE) AS locked;\n")
+            session.stdin.flush()
+            session.stdout.readline()
+            yield
+        finally:
+            session.stdin.close()
+            session.stdout.close()
+            session.wait(TIMEOUT_S)
+
     def redis(self, *command):
         """Sends one command to the shop's Redis. Returns the raw reply."""
         # The last start logs the path of the socket.

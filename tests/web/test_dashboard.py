@@ -312,6 +312,26 @@ class Actions(Dashboard):
         checks = page.all(".checks li")
         self.assertEqual(len(checks), len(shop.admin("GET", "/audit")["checks"]))
 
+    def test_a_running_audit_shows_its_progress(self):
+        page = self.page
+        progress = "#audit [data-part=progress]"
+        self.assertFalse(page.find(progress).is_displayed())
+        with shop.positions_locked():
+            page.click("#run-audit")
+            page.until(lambda: "users: Redis" in page.text(page.part("#audit", "check")), "the check in progress is named")
+            bar = page.find(progress)
+            self.assertEqual((bar.get_attribute("role"), bar.get_attribute("aria-valuenow")), ("progressbar", "0"))
+            for language, begins in (("en", "The remaining time is not known yet."), ("ko", "남은 시간을 아직 알 수 없습니다.")):
+                page.choose(language=language)
+                page.until_equal(begins, lambda: page.text(page.part("#audit", "rest")))
+                self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
+                self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
+                page.screenshot(f"audit-running-{language}", whole=True)
+                page.size(DESKTOP)
+            page.choose(language="en")
+        page.until(lambda: page.find("#audit .result").get_attribute("data-ok") == "true", "the books balance")
+        page.until(lambda: not page.find(progress).is_displayed(), "the bar goes")
+
     def test_the_timeline_of_an_order_and_of_a_user(self):
         page = self.page
         product = shop.product("Told", 7_000, 5)
@@ -462,12 +482,14 @@ class Recoveries(Dashboard):
                 f" ('{identity}', {partition}, 'acknowledged decisions are lost', 118, {acknowledged}, {projected}, {missing}, '', '{outcome}', {detail},"
                 f" null, {units}, {coupons}, {attempts}, now() - {began}::interval, now() - {began}::interval, now() - {ended}::interval)"
             )
+        shop.sql("UPDATE recoveries SET step = 'load', rows_done = 1200000, rows_expected = 5000000, eta_seconds = 38 WHERE outcome = 'RUNNING'")
         table = "#recoveries tbody"
         page.until(lambda: len(page.all(f"{table} tr")) == 5, "all are listed")
         page.until(lambda: "Partition 0 is being rebuilt" in page.text("#problems"), "the status line tells of the one in progress")
         text = page.text(table)
         for expected in ("Nothing lost", "May have lost", "Failed", "Rebuilding", "40 units · 7 coupons", "1,200 units", "decisions 121 to 131 may be missing",
-                         "decisions from 121 on may be missing", "it would discard 2 decisions", "attempt 3"):
+                         "decisions from 121 on may be missing", "it would discard 2 decisions", "attempt 3",
+                         "24% · 1,200,000 of 5,000,000 rows written back · about 38 s left"):
             self.assertIn(expected, text)
         newest_first = [row.get_attribute("data-recovery")[-1] for row in page.all(f"{table} tr")]
         self.assertEqual(newest_first, ["5", "4", "3", "2", "1"])
@@ -486,6 +508,8 @@ class Recoveries(Dashboard):
             page.screenshot(f"recoveries-log-{language}-{theme}")
             page.close_dialogs()
         page.until(lambda: "유실 가능" in page.text(table), "the rows speak Korean")
+        self.assertIn("24% · 5,000,000개 중 1,200,000개 되돌려 씀 · 약 38초 남음", page.text(table))
+        self.assertEqual([bar.is_displayed() for bar in page.all(f"{table} [data-part=bar]")], [True, False, False, False, False])
 
 
 class Reading(Dashboard):

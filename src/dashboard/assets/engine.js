@@ -1,7 +1,7 @@
 // The panels of the engine: requests, orders, projection, Redis, health, audit.
 
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
-import { bytes, duration, instant, moment, ms, number, rate, refusal, share, t } from './i18n.js';
+import { bytes, counted, duration, instant, moment, ms, number, rate, refusal, share, t } from './i18n.js';
 import { history, trace } from './charts.js';
 import { present } from './sale.js';
 
@@ -188,6 +188,19 @@ function health(snapshot) {
 
 let running = false;
 
+/// Shows how far a running audit is: `progress` is null if none runs.
+function auditProgress(panel, progress) {
+    const bar = part(panel, 'progress');
+    bar.hidden = !progress;
+    if (!progress) return;
+    part(panel, 'meter').style.setProperty('--share', progress.share);
+    updateAttribute(bar, 'aria-valuenow', progress.expectedItems === null ? null : String(Math.floor(progress.share * 100)));
+    const values = { share: share(progress.share, 1), n: number(progress.items), of: number(progress.expectedItems), t: counted(progress.etaSeconds ?? 0) };
+    updateText(part(panel, 'rest'), t(progress.etaSeconds === null ? 'audit.begins' : 'audit.progress', values));
+    updateText(part(panel, 'check'), progress.check);
+    updateAttribute(bar, 'aria-valuetext', part(panel, 'rest').textContent);
+}
+
 /// Sets whether an audit started from this page is running.
 export function setAuditRunning(runs, snapshot) {
     running = runs;
@@ -201,6 +214,7 @@ function audit(snapshot) {
     updateAttribute(button, 'aria-disabled', busy ? 'true' : null);
     updateText(button, t(busy ? 'audit.running' : 'audit.run'));
     if (!present(panel, snapshot.audit)) return;
+    auditProgress(panel, snapshot.audit.progress ?? null);
     const last = snapshot.audit.last;
     const text = part(panel, 'result');
     const details = panel.querySelector('details');

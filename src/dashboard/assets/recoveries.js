@@ -3,7 +3,7 @@
 import { read } from './api.js';
 import { openSheet, paginate } from './dialogs.js';
 import { byId, h, icon, part, updateAttribute, updateList, updateText } from './dom.js';
-import { duration, instant, moment, number, readIso, t } from './i18n.js';
+import { counted, duration, has, instant, moment, number, readIso, share, t } from './i18n.js';
 import { present } from './sale.js';
 
 const ICONS = { RUNNING: 'waiting', COMPLETE: 'ok', WITHHELD: 'warn', FAILED: 'bad' };
@@ -15,7 +15,8 @@ function row() {
     return h('tr', {},
         h('td', { class: 'when', 'data-part': 'at' }),
         h('td', { 'data-part': 'partition' }),
-        h('td', { class: 'outcome' }, h('span', { class: 'mark', 'data-part': 'mark' }), ' ', h('span', { 'data-part': 'outcome' })),
+        h('td', { class: 'outcome' }, h('span', { class: 'mark', 'data-part': 'mark' }), ' ', h('span', { 'data-part': 'outcome' }),
+            h('span', { class: 'meter', 'aria-hidden': 'true', 'data-part': 'bar', hidden: true }, h('i', { 'data-part': 'meter' }))),
         h('td', { class: 'when', 'data-part': 'duration' }),
         h('td', { class: 'when', 'data-part': 'withheld' }),
         h('td', { class: 'detail', 'data-part': 'detail' }));
@@ -31,6 +32,13 @@ function missing({ outcome, missingFirstSeq: first, missingLastSeq: last }) {
     return last === null ? t('recoveries.missing.unknown', { first: number(first) }) : t('recoveries.missing', { first: number(first), last: number(last) });
 }
 
+/// How far a rebuild in progress is.
+function progress({ outcome, step, rowsDone, rowsExpected, etaSeconds }) {
+    if (outcome !== 'RUNNING' || !step || !has(`recoveries.step.${step}`)) return null;
+    if (step !== 'load' || rowsExpected === null || etaSeconds === null) return t(`recoveries.step.${step}`);
+    return t('recoveries.rows', { share: share(rowsDone, rowsExpected), n: number(rowsDone), of: number(rowsExpected), t: counted(etaSeconds) });
+}
+
 /// Fills a row. `seconds`: how long the recovery took, or takes.
 function update(element, it, when, seconds) {
     const symbol = part(element, 'mark');
@@ -44,8 +52,11 @@ function update(element, it, when, seconds) {
     updateText(part(element, 'outcome'), t(`recoveries.outcome.${it.outcome}`));
     updateText(part(element, 'duration'), duration(seconds));
     updateText(part(element, 'withheld'), withheld(it));
+    const loading = it.outcome === 'RUNNING' && it.rowsExpected > 0;
+    part(element, 'bar').hidden = !loading;
+    if (loading) part(element, 'meter').style.setProperty('--share', Math.min(1, it.rowsDone / it.rowsExpected));
     const details = [
-        it.reason, missing(it), it.detail,
+        progress(it), it.reason, missing(it), it.detail,
         it.attempts > 1 ? t('recoveries.attempts', { n: it.attempts }) : null,
         it.begunBy === 'OPERATOR' ? t('recoveries.byHand') : null,
     ];

@@ -18,6 +18,7 @@ mod withheld;
 use std::sync::Arc;
 
 use axum::{Router, extract::FromRef, middleware::from_fn_with_state, routing::any};
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
@@ -44,6 +45,8 @@ pub struct AdminState {
     pub projector: Projector,
     /// Recomputes the invariants.
     pub auditor: Arc<Auditor>,
+    /// Cancelled once the process is to end: streams end then.
+    pub stopping: CancellationToken,
     /// Records what operators do.
     pub recorder: ActionRecorder,
 }

@@ -15,7 +15,7 @@ use crate::{
         reply::Found,
         state::AppState,
     },
-    model::Recovery,
+    model::{Recovery, RecoveryOutcome},
 };
 
 /// The documented routes.
@@ -63,6 +63,17 @@ struct RecoveryResponse {
     withheld_units: i64,
     /// 이 파티션에서 발급을 보류한 쿠폰 수량
     withheld_coupons: i64,
+    /// 다시 만드는 단계: prepare(비교), empty(비움), load(되돌려 씀), finish(마무리). 시작 전이면 null
+    #[schema(required = true, example = "load")]
+    step: Option<String>,
+    /// 되돌려 쓴 행 수: 함께 복구하는 모든 파티션의 합
+    rows_done: i64,
+    /// 되돌려 쓸 행 수의 예상: 아직 알 수 없으면 null
+    #[schema(required = true)]
+    rows_expected: Option<i64>,
+    /// 되돌려 쓰기가 끝날 때까지 남은 시간의 예상(초): 쓰는 중이 아니면 null
+    #[schema(required = true)]
+    eta_seconds: Option<f64>,
     /// 다시 시작한 세대: 아직 없으면 null
     #[schema(required = true)]
     epoch: Option<i64>,
@@ -83,6 +94,7 @@ struct RecoveryResponse {
 impl RecoveryResponse {
     fn new(recovery: Recovery, zone: Tz) -> Self {
         let (missing, seconds) = (recovery.missing(), recovery.seconds());
+        let running = recovery.outcome == RecoveryOutcome::Running;
         RecoveryResponse {
             recovery_id: recovery.id,
             partition: recovery.partition.0,
@@ -99,6 +111,10 @@ impl RecoveryResponse {
             silent_processes: recovery.silent,
             withheld_units: recovery.withheld_units,
             withheld_coupons: recovery.withheld_coupons,
+            step: recovery.progress.step,
+            rows_done: recovery.progress.rows_done,
+            rows_expected: recovery.progress.rows_expected,
+            eta_seconds: recovery.progress.eta_seconds.filter(|_| running),
             epoch: recovery.epoch,
             noticed_at: recovery.noticed_at.local(zone),
             began_at: recovery.began_at.local(zone),

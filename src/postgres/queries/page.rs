@@ -60,6 +60,23 @@ impl Snapshot {
         query.bind(i64::from(page.partition)).bind(page.size).bind(page.until).fetch_all(self.connection()).await
     }
 
+    /// The number of records that the pages of [`Snapshot::ids`] have, of all partitions.
+    pub async fn count_of(&mut self, kind: RecordKind) -> sqlx::Result<i64> {
+        self.count(match kind {
+            RecordKind::Users => "SELECT count(*) FROM users",
+            RecordKind::Products => "SELECT count(*) FROM products",
+            RecordKind::Campaigns => "SELECT count(*) FROM campaigns",
+            RecordKind::Orders => "SELECT count(*) FROM orders",
+            RecordKind::Holds => "SELECT count(*) FROM stock_holds WHERE state IN ('HELD', 'SETTLED')",
+        })
+        .await
+    }
+
+    /// The number of idempotency records.
+    pub async fn count_digests(&mut self) -> sqlx::Result<i64> {
+        self.count("SELECT count(*) FROM idempotency_records").await
+    }
+
     /// The count that a query without parameters returns.
     pub async fn count(&mut self, sql: &'static str) -> sqlx::Result<i64> {
         sqlx::query_scalar(sql).fetch_one(self.connection()).await

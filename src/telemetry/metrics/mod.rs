@@ -136,6 +136,16 @@ metrics! {
     REBUILD_STEP_SECONDS: GaugeVec = "firstcome_rebuild_step_duration_seconds" ("step")
         "Seconds of each step of this process's last rebuild: prepare (freeze and compare the partitions), empty, read (PostgreSQL), write (Redis), finish (repair, withhold, project, open).";
 
+    REBUILD_PROGRESS: Gauge = "firstcome_rebuild_progress_ratio" ()
+        "The part of the rows that this process's running rebuild has written back; 0 if none runs.";
+
+    AUDITS: IntCounterVec = "firstcome_audits_total" ("outcome")
+        "Audits of this process: balanced, unbalanced, failed (a store did not answer), stopped (the client has gone).";
+    AUDIT_SECONDS: Gauge = "firstcome_audit_duration_seconds" ()
+        "Seconds of this process's last finished audit.";
+    AUDIT_PROGRESS: Gauge = "firstcome_audit_progress_ratio" ()
+        "The part of the running audit's work that is done; 0 if none runs.";
+
     PROJECTOR_PARTITIONS: IntGauge = "firstcome_projector_partitions" ()
         "Partitions that this process projects to PostgreSQL.";
     PROJECTOR_LAST_STEP: GaugeVec = "firstcome_projector_last_step_timestamp_seconds" ("partition")
@@ -175,6 +185,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&REPLICA_WAITS, &["failed", "late", "reached"]),
     (&PARTITION_CHECKS, &["closed", "failed", "open"]),
     (&RECOVERIES, &["COMPLETE", "FAILED", "WITHHELD"]),
+    (&AUDITS, &["balanced", "failed", "stopped", "unbalanced"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
     (&EXPIRED, &["order", "payment", "remote_hold"]),
     (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),

@@ -188,6 +188,8 @@ async fn healthy_deployment(operator: &mut Operator, base: &str) {
     assert_eq!(operator.run_printed(asks, "curl -s $SHOP/admin/v1/projection").await.json()["deadLetters"], 0);
     assert!(operator.run_printed(asks, "firstcome audit").await.success().contains("The books balance"));
     assert_eq!(operator.run_printed(asks, "curl -s $SHOP/admin/v1/audit").await.json()["balanced"], true);
+    let events = operator.run_printed(asks, "curl -sN $SHOP/admin/v1/audit/events").await.success();
+    assert!(events.starts_with("event: progress\n") && events.contains("event: report\ndata: {"), "{events}");
     let withheld = operator.run_printed(asks, "curl -s $SHOP/admin/v1/withheld").await.json();
     assert_eq!(withheld, json!({"products": [], "coupons": []}));
 

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use firstcome::{audit::AuditReport, model::Clock};
 use futures_util::future::join_all;
 use redis::aio::MultiplexedConnection;
-use reqwest::Method;
 use serde_json::json;
 
 use crate::{
     projector::projection::busy_day,
-    support::harness::{ADMIN, Options, TestApp, client, read},
+    support::harness::{Options, TestApp},
 };
 
 async fn audit(test: &TestApp) -> AuditReport {
@@ -122,7 +121,7 @@ async fn audit_names_partition_whose_projection_stalled() {
 
 /// A projected store with users 1 and 2, product 1, campaign 1, and the orders 1 (PAID), 2 (PENDING, with the coupon) and 3
 /// (CANCELLED).
-async fn shop() -> TestApp {
+pub(super) async fn shop() -> TestApp {
     let test = TestApp::start().await;
     let (user, _) = (test.user(10_000).await, test.user(5).await);
     let product = test.product(100, 50).await;
@@ -141,7 +140,7 @@ async fn shop() -> TestApp {
     test
 }
 
-async fn run(redis: &mut MultiplexedConnection, command: &str) {
+pub(super) async fn run(redis: &mut MultiplexedConnection, command: &str) {
     let mut words = command.split(' ');
     let mut corruption = redis::cmd(words.next().unwrap());
     words.for_each(|word| {
@@ -369,34 +368,6 @@ async fn audit_names_trimmed_outbox() {
     let error = test.app.audit().run().await.expect_err("the audit succeeded");
     assert!(format!("{error:#}").contains("decisions are lost"), "{error:#}");
     test.finish_unchecked().await;
-}
-
-// --- over HTTP -------------------------------------------------------------------------------------------------------
-
-#[tokio::test]
-async fn audit_run_by_operator() {
-    let test = shop().await;
-    let unauthenticated = read(client().get(format!("{}/admin/v1/audit", test.base))).await;
-    unauthenticated.refused(401, "UNAUTHORIZED");
-    let report = test.get("/admin/v1/audit").await.ok();
-    assert_eq!(report["balanced"], true);
-    let checks = report["checks"].as_array().unwrap();
-    assert!(checks.len() > 15 && checks.iter().all(|check| check["ok"] == true), "{report}");
-    assert!(checks.iter().all(|check| check["detail"].as_str().unwrap().starts_with(char::is_numeric)), "{report}");
-    assert_eq!(report["auditedAt"], "2026-03-02T14:00:00");
-    assert_eq!(report["partitions"][0]["decidedSeq"], report["partitions"][0]["projectedSeq"]);
-    run(&mut test.raw().await, "HINCRBY {p0}:user:1 balance 1").await;
-    let report = test.get("/admin/v1/audit").await.ok();
-    assert_eq!(report["balanced"], false);
-    run(&mut test.raw().await, "HINCRBY {p0}:user:1 balance -1").await;
-    // One audit runs at a time.
-    let request = || read(test.client.request(Method::GET, format!("{}/admin/v1/audit", test.base)).bearer_auth(ADMIN));
-    let replies = join_all((0..4).map(|_| request())).await;
-    assert!(replies.iter().any(|reply| reply.status == 200));
-    for reply in replies.iter().filter(|reply| reply.status != 200) {
-        reply.refused(409, "REQUEST_IN_PROGRESS");
-    }
-    test.finish().await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The log of recoveries: a row per partition of a rebuild, whoever began it, and an entry in the operator log.
 
 use firstcome::{
-    model::{BegunBy, Millis, Partition, Recovery, RecoveryOutcome},
+    model::{BegunBy, Millis, Partition, Recovery, RecoveryOutcome, RecoveryProgress},
     postgres::{progress, recoveries},
     recovery::{
         log::{NoticedLoss, RebuildCause},
@@ -35,6 +35,7 @@ fn recovery(partition: u16, began_at: Millis) -> Recovery {
         epoch: None,
         withheld_units: 0,
         withheld_coupons: 0,
+        progress: RecoveryProgress::default(),
         noticed_at: began_at,
         began_at,
         ended_at: None,
@@ -103,7 +104,7 @@ async fn recoveries_listed_newest_first_in_pages() {
         fields(
             one,
             "recoveryId partition begunBy attempts reason outcome detail foundSeq acknowledgedSeq projectedSeq missingFirstSeq \
-             missingLastSeq silentProcesses withheldUnits withheldCoupons epoch noticedAt beganAt endedAt seconds",
+             missingLastSeq silentProcesses withheldUnits withheldCoupons step rowsDone rowsExpected etaSeconds epoch noticedAt beganAt endedAt seconds",
         );
     }
     let of = |one: &Value, names: &[&str]| names.iter().map(|name| one[name].clone()).collect::<Vec<_>>();

@@ -2,6 +2,7 @@
 
 mod audit;
 mod audit_bytes;
+mod audit_over_http;
 mod emptied;
 mod joining;
 mod large;

@@ -214,6 +214,17 @@ impl Store {
         Ok(servers)
     }
 
+    /// The number of keys on all servers, others' included.
+    pub async fn count_keys(&self) -> Result<i64, Error> {
+        let mut keys = 0;
+        for server in self.servers().await? {
+            let info: String = self.query_unchecked(server, redis::cmd("INFO").arg("keyspace")).await?;
+            let counts = info.lines().filter_map(|line| line.split_once(":keys=")?.1.split(',').next());
+            keys += counts.filter_map(|count| count.parse::<i64>().ok()).sum::<i64>();
+        }
+        Ok(keys)
+    }
+
     /// A page of the service's keys on a server, and the next cursor, which is `None` after the last page. A key that exists
     /// during the whole scan is in at least one page.
     pub async fn scan_page(&self, server: Partition, cursor: &str) -> Result<(Vec<String>, Option<String>), Error> {

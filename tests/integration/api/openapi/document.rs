@@ -5,6 +5,8 @@ use super::*;
 /// The operations beyond the contract, by method and path, without `/metrics` and `/ops`, which are not JSON.
 const OURS: &[(&str, &str)] = &[
     ("get", "/admin/v1/audit"),
+    ("get", "/admin/v1/audit/events"),
+    ("get", "/admin/v1/audit/progress"),
     ("get", "/admin/v1/coupons/{couponId}"),
     ("get", "/admin/v1/dead-letters"),
     ("get", "/admin/v1/operator-log"),

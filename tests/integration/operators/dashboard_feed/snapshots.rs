@@ -34,7 +34,7 @@ async fn first_snapshot_immediate_and_complete() {
     fields(&first, parts);
     assert_eq!(first["zone"], "Asia/Seoul");
     assert_eq!(first["watchers"], 1);
-    assert_eq!(first["audit"], json!({"last": null, "running": false}));
+    assert_eq!(first["audit"], json!({"last": null, "running": false, "progress": null}));
     fields(&first["instance"], "name version startedAt");
     let alone = watch.until("that there are no others", |snapshot| snapshot["instances"].is_array()).await;
     fields(&alone["instances"][0], "name version startedAt requests");
@@ -352,13 +352,14 @@ async fn snapshot_shows_closed_partition_and_its_recovery() {
     fields(
         shown,
         "recoveryId partition begunBy attempts outcome reason detail missingFirstSeq missingLastSeq withheldUnits withheldCoupons \
-         noticedAt seconds",
+         step rowsDone rowsExpected etaSeconds noticedAt seconds",
     );
     let listed = &test.get("/admin/v1/recoveries").await.ok()["content"][0];
     for (field, value) in shown.as_object().unwrap().iter().filter(|(field, _)| *field != "noticedAt") {
         assert_eq!(*value, listed[field], "{field}");
     }
     assert_eq!(shown["reason"], "kept shut");
+    assert_eq!((&shown["step"], &shown["rowsDone"], &shown["etaSeconds"]), (&json!("finish"), &json!(0), &json!(null)));
     test.finish().await;
 }
 
