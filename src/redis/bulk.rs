@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
 use crate::model::{Error, Identity, Millis, Partition, Position, Scope, event};
 
@@ -219,7 +221,8 @@ impl Store {
 }
 
 /// A buffer of commands for the partitions of a rebuild. It sends a partition's commands in pipelines of
-/// [`PIPELINE_BATCH`], and drops those of other partitions: only their scripts may write there.
+/// [`PIPELINE_BATCH`], one at a time, while the caller prepares the next. It drops commands of other partitions: only their scripts
+/// may write there.
 pub struct Bulk<'s> {
     store: &'s Store,
     pending: BTreeMap<Partition, PendingCommands>,
@@ -230,6 +233,8 @@ pub struct Bulk<'s> {
 struct PendingCommands {
     pipe: redis::Pipeline,
     count: usize,
+    /// The pipeline that is under way.
+    sending: Option<AbortOnDropHandle<Result<(), Error>>>,
     /// The last decision of the partition.
     position: Position,
 }
@@ -237,11 +242,12 @@ struct PendingCommands {
 impl<'s> Bulk<'s> {
     /// `positions` are the last decisions of the rebuild's partitions.
     pub fn new(store: &'s Store, positions: impl IntoIterator<Item = (Partition, Position)>) -> Self {
-        let pending = |(here, position)| (here, PendingCommands { pipe: redis::pipe(), count: 0, position });
+        let pending =
+            |(here, position)| (here, PendingCommands { pipe: redis::pipe(), count: 0, sending: None, position });
         Bulk { store, pending: positions.into_iter().map(pending).collect(), writing: Duration::ZERO }
     }
 
-    /// The time that the commands took so far.
+    /// The time that the caller waited for the commands so far.
     pub fn writing(&self) -> Duration {
         self.writing
     }
@@ -254,19 +260,22 @@ impl<'s> Bulk<'s> {
             return Ok(());
         }
         let began = Instant::now();
-        pending.flush(self.store, here).await?;
+        pending.send(self.store, here).await?;
         self.writing += began.elapsed();
         Ok(())
     }
 
-    /// Sends the remaining commands.
+    /// Sends the remaining commands, and waits until all are done.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn flush(&mut self) -> Result<(), Error> {
         let began = Instant::now();
         for (here, pending) in &mut self.pending {
-            pending.flush(self.store, *here).await?;
+            pending.send(self.store, *here).await?;
+        }
+        for pending in self.pending.values_mut() {
+            pending.sent().await?;
         }
         self.writing += began.elapsed();
         Ok(())
@@ -362,12 +371,24 @@ impl<'s> Bulk<'s> {
 }
 
 impl PendingCommands {
-    async fn flush(&mut self, store: &Store, here: Partition) -> Result<(), Error> {
+    /// Sends the pipeline once the one before is done.
+    async fn send(&mut self, store: &Store, here: Partition) -> Result<(), Error> {
         if self.count == 0 {
             return Ok(());
         }
-        let full = std::mem::replace(&mut self.pipe, redis::pipe());
+        self.sent().await?;
+        let (full, store) = (std::mem::replace(&mut self.pipe, redis::pipe()), store.clone());
         self.count = 0;
-        store.pipe_unchecked::<()>(here, &full).await
+        let sending = async move { store.pipe_unchecked::<()>(here, &full).await };
+        self.sending = Some(AbortOnDropHandle::new(tokio::spawn(sending)));
+        Ok(())
+    }
+
+    /// Waits for the pipeline that is under way.
+    async fn sent(&mut self) -> Result<(), Error> {
+        match self.sending.take() {
+            Some(sending) => sending.await.map_err(|error| Error::Internal(error.into()))?,
+            None => Ok(()),
+        }
     }
 }
