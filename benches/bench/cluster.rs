@@ -9,7 +9,6 @@ use anyhow::Result;
 
 use crate::{
     Options,
-    client::{self, Load},
     cpu::Cpu,
     loads::{self, RICH, Users},
     measure::{Measured, measure_with},
@@ -135,7 +134,7 @@ impl Shop {
             Kind::Pay => loads::pay(&due),
             Kind::Order => loads::order(next, &self.products, 1, None, None),
             Kind::Issue => loads::issue(campaign, move |n| users.nth(n), 200),
-            Kind::Charge => charge(next),
+            Kind::Charge => loads::charge(next),
         };
         self.servers.drain().await?;
         self.servers.tidy().await?;
@@ -153,13 +152,6 @@ impl Shop {
         let of = KINDS.iter().position(|(_, one)| *one == kind).unwrap_or_default();
         self.rounds[of].iter().map(|measured| measured.per_request(Cpu::servers)).collect()
     }
-}
-
-fn charge<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
-    let request = move |n, request: &mut Vec<u8>| {
-        client::send("PUT", &format!("/api/v1/balances/{}", user(n)), "{\"amount\":1000}", request);
-    };
-    Load { request: Box::new(request), status: 200, body: None }
 }
 
 fn ratios(costs: &[f64], to: &[f64]) -> Vec<f64> {

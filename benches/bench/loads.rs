@@ -41,6 +41,14 @@ pub fn issue<'a>(campaign: u64, user: impl Fn(u64) -> u64 + 'a, status: u16) -> 
     Load { request: Box::new(request), status, body: None }
 }
 
+/// A charge of a balance.
+pub fn charge<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
+    let request = move |n, request: &mut Vec<u8>| {
+        client::send("PUT", &format!("/api/v1/balances/{}", user(n)), "{\"amount\":1000}", request);
+    };
+    Load { request: Box::new(request), status: 200, body: None }
+}
+
 /// An issue at the baseline: no decision, no Redis.
 pub fn baseline_post<'a>(user: impl Fn(u64) -> u64 + 'a) -> Load<'a> {
     let request = move |n, request: &mut Vec<u8>| {

@@ -7,6 +7,7 @@
 //! `bench [SECTION …]` runs some of the sections, `--quick` a short form of each. See `benches/README.md`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod burst;
 mod calls;
 mod client;
@@ -53,6 +54,7 @@ const SECTIONS: &[&str] = &[
     "saturation",
     "replica",
     "recovery",
+    "audit",
     "cluster",
     "growth",
     "micro",
@@ -88,6 +90,9 @@ pub struct Options {
     /// The sizes of the section growth [default: 10000,100000,1000000; quick: 1000,10000]
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<u64>,
+    /// The users, and the balance entries, of the section audit [default: 5000000,3000000; quick: 50000,30000]
+    #[arg(long, value_delimiter = ',')]
+    large: Vec<u64>,
     /// The requests per second of the first step of saturation
     #[arg(long, default_value_t = 5000)]
     rate: u64,
@@ -126,6 +131,15 @@ impl Options {
         sizes
     }
 
+    /// The numbers of users and of balance entries of a large store.
+    fn large_store(&self) -> (u64, u64) {
+        match (self.large.as_slice(), self.quick) {
+            ([users, entries, ..], _) => (*users, *entries),
+            (_, false) => (5_000_000, 3_000_000),
+            (_, true) => (50_000, 30_000),
+        }
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }
@@ -144,13 +158,17 @@ fn main() -> Result<()> {
     let role = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let several = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    if [servers::SERVE, servers::PROJECT, servers::LOCK_BASED, servers::MICRO].contains(&role.as_str()) {
+    if [servers::SERVE, servers::PROJECT, servers::AUDIT, servers::REBUILD, servers::LOCK_BASED, servers::MICRO]
+        .contains(&role.as_str())
+    {
         let filter = tracing_subscriber::EnvFilter::new("warn");
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
     match role.as_str() {
         servers::SERVE => several()?.block_on(servers::serve(rest.is_empty())),
         servers::PROJECT => several()?.block_on(servers::project()),
+        servers::AUDIT => several()?.block_on(audit::audit_role(!rest.is_empty())),
+        servers::REBUILD => several()?.block_on(audit::rebuild_role()),
         // One thread, so that callgrind counts all of it.
         servers::MICRO => micro::role(&rest),
         COMPARE => compare::run(&rest),
@@ -208,6 +226,7 @@ async fn run_section(section: &str, options: &Options, report: &mut Report, targ
         "projector" => projector::run(&servers, options, report, targets).await,
         "burst" => burst::run(&servers, options, report, targets).await,
         "saturation" => saturation::run(&servers, options, report).await,
+        "audit" => audit::run(&servers, options, report).await,
         "replica" => replica::run(&servers, options, report, targets).await,
         "growth" => growth::run(&servers, options, report, targets).await,
         "micro" => micro::run(&servers, options, report).await,

@@ -39,6 +39,8 @@ const BACKLOG: u32 = 16_384;
 /// The roles of a child process of this program.
 pub const SERVE: &str = "serve";
 pub const PROJECT: &str = "project";
+pub const AUDIT: &str = "audit-role";
+pub const REBUILD: &str = "rebuild-role";
 pub const LOCK_BASED: &str = "lock_based";
 pub const MICRO: &str = "micro";
 
@@ -114,6 +116,11 @@ impl Servers {
         self.nodes().map(|node| node.pid().map_or(0.0, cpu::of_family)).collect()
     }
 
+    /// Seconds of CPU of PostgreSQL.
+    pub fn postgres_cpu(&self) -> f64 {
+        self.postgres.pid().map_or(0.0, cpu::of_family)
+    }
+
     /// Sets the addresses of the servers in the environment of a program.
     pub fn with_servers<'a>(&self, program: &'a mut Command, database: &str) -> &'a mut Command {
         program
@@ -148,7 +155,7 @@ impl Servers {
         Cpu {
             service: cpu::of(service),
             redis: self.cpu_of_nodes().iter().sum(),
-            postgres: self.postgres.pid().map_or(0.0, cpu::of_family),
+            postgres: self.postgres_cpu(),
             generator: cpu::of(std::process::id()),
         }
     }
