@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Audit;
 use crate::{
@@ -20,6 +21,8 @@ use crate::{
 
 /// Entries of the outbox in one read.
 const MAX_EVENTS: usize = 20_000;
+/// Pages that are read from Redis ahead: it reads one while the reply before is decoded.
+const INSPECTED_AHEAD: usize = 2;
 /// Attempts, and the pause between them, while the outbox has more entries than one read.
 const ATTEMPTS: usize = 150;
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
@@ -104,32 +107,78 @@ impl Audit {
         rows: impl AsyncFn(&mut Snapshot) -> ReadResult<R>,
         inspect: impl AsyncFn((StreamId, usize)) -> Result<Inspected<T>, Error>,
     ) -> anyhow::Result<Moment<R, T>> {
-        for _ in 0..ATTEMPTS {
+        let page = [()];
+        let moments = self.moments(
+            here,
+            &page,
+            async |snapshot, ()| rows(snapshot).await,
+            async |outbox, ()| inspect(outbox).await,
+        );
+        moments.await?.pop().context("a page has no moment")
+    }
+
+    /// The same for several pages, while the projection is blocked once. PostgreSQL and Redis read at the same time: what PostgreSQL has
+    /// of the partition does not change meanwhile.
+    pub(super) async fn moments<P, R, T>(
+        &self,
+        here: Partition,
+        pages: &[P],
+        rows: impl AsyncFn(&mut Snapshot, &P) -> ReadResult<R>,
+        inspect: impl AsyncFn((StreamId, usize), &P) -> Result<Inspected<T>, Error>,
+    ) -> anyhow::Result<Vec<Moment<R, T>>> {
+        'attempts: for _ in 0..ATTEMPTS {
             let (mut snapshot, projected) = Snapshot::with_projection_blocked(&self.db, here).await?;
-            let rows = rows(&mut snapshot).await?;
             let last: StreamId = projected.stream_id.parse()?;
-            let Inspected { position, relayed, entries, records } = inspect((last, MAX_EVENTS)).await?;
-            snapshot.end().await?;
-            let Some(decided) = position else { bail!("Redis has lost the state of partition {}", here.0) };
-            let projected = projected.position;
-            if decided < projected {
-                bail!("partition {} of Redis is at {decided:?}, behind PostgreSQL's {projected:?}", here.0);
-            }
-            match between(projected, decided, &entries) {
-                Between::Complete(events) => {
-                    let evicted = relayed.is_some_and(|mark| mark.position >= projected);
-                    let since = Delta::new(events);
-                    return Ok(Moment { rows, seen: records, since, projected_entry: last, evicted });
+            let reading = async {
+                let mut read = Vec::with_capacity(pages.len());
+                for page in pages {
+                    read.push(rows(&mut snapshot, page).await?);
                 }
-                Between::TooMany => tokio::time::sleep(RETRY_INTERVAL).await,
-                Between::Lost => bail!(
-                    "partition {}: the outbox does not lead from {projected:?}, where PostgreSQL is, to {decided:?}: decisions \
-                     are lost",
-                    here.0
-                ),
+                Ok::<_, sqlx::Error>(read)
+            };
+            let inspecting =
+                stream::iter(pages).map(|page| inspect((last, MAX_EVENTS), page)).buffered(INSPECTED_AHEAD);
+            let (read, inspected) = tokio::join!(reading, inspecting.try_collect::<Vec<_>>());
+            snapshot.end().await?;
+            let mut moments = Vec::with_capacity(pages.len());
+            for (rows, inspected) in read?.into_iter().zip(inspected?) {
+                match moment_of(here, (projected.position, last), rows, inspected)? {
+                    Some(moment) => moments.push(moment),
+                    None => {
+                        tokio::time::sleep(RETRY_INTERVAL).await;
+                        continue 'attempts;
+                    }
+                }
             }
+            return Ok(moments);
         }
         bail!("PostgreSQL is more than {MAX_EVENTS} decisions behind partition {}, too far to compare the two", here.0)
+    }
+}
+
+/// What was read in both stores, if one read has all decisions since the projected position, which is at the entry `last`.
+fn moment_of<R, T>(
+    here: Partition,
+    (projected, last): (Position, StreamId),
+    rows: R,
+    inspected: Inspected<T>,
+) -> anyhow::Result<Option<Moment<R, T>>> {
+    let Inspected { position, relayed, entries, records } = inspected;
+    let Some(decided) = position else { bail!("Redis has lost the state of partition {}", here.0) };
+    if decided < projected {
+        bail!("partition {} of Redis is at {decided:?}, behind PostgreSQL's {projected:?}", here.0);
+    }
+    match between(projected, decided, &entries) {
+        Between::Complete(events) => {
+            let evicted = relayed.is_some_and(|mark| mark.position >= projected);
+            let since = Delta::new(events);
+            Ok(Some(Moment { rows, seen: records, since, projected_entry: last, evicted }))
+        }
+        Between::TooMany => Ok(None),
+        Between::Lost => bail!(
+            "partition {}: the outbox does not lead from {projected:?}, where PostgreSQL is, to {decided:?}: decisions are lost",
+            here.0
+        ),
     }
 }
 

@@ -21,7 +21,19 @@ pub(super) fn counter<'f>(fields: &'f HashFields, name: &str) -> &'f str {
 
 /// A number as the service writes it; `None` for any other text.
 pub(super) fn number(text: &str) -> Option<i64> {
-    text.parse().ok().filter(|number: &i64| number.to_string() == text)
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let is_plain = text == "0" || !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_plain)
+}
+
+/// The discrepancy of a field that is a text; `None` if both sides agree.
+pub(super) fn differ_text(what: &str, redis: &str, postgres: &str) -> Option<String> {
+    if redis == postgres { None } else { differ(what, redis, postgres) }
+}
+
+/// The discrepancy of a field that is a number; `None` if both sides agree.
+pub(super) fn differ_number(what: &str, redis: &str, postgres: i64) -> Option<String> {
+    if number(redis) == Some(postgres) { None } else { differ(what, redis, postgres) }
 }
 
 /// A number in a field; 0 if there is none, or another text. For sums of fields that are compared by themselves.
@@ -66,4 +78,22 @@ pub(super) fn sorted(lines: &str) -> String {
     let mut lines: Vec<&str> = lines.split(',').collect();
     lines.sort_unstable();
     lines.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_read_only_in_form_of_service() {
+        for number in [0, 5, -5, 10, i64::MAX, i64::MIN] {
+            assert_eq!(super::number(&number.to_string()), Some(number));
+            assert_eq!(differ_number("it", &number.to_string(), number), None);
+        }
+        for text in ["", "-", "-0", "00", "05", "-05", "+5", " 5", "5 ", "5.0", "9223372036854775808", "x"] {
+            assert_eq!(number(text), None, "{text:?}");
+        }
+        assert_eq!(differ_number("it", "05", 5), differ("it", "05", 5));
+        assert!(differ_number("it", "05", 5).is_some());
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Audit, PAGE,
+    compared::ComparedIds,
     coverage::{INDEXES, KEYS, RECORDS},
     fields::number,
     report::{Findings, UNKNOWN},
@@ -31,7 +32,7 @@ impl Audit {
             ] {
                 let mut offset = 0;
                 loop {
-                    let page = self.store.scored_page(here, &set, offset, PAGE as usize).await?;
+                    let page = self.store.scored_page(here, &set, offset, PAGE).await?;
                     if page.is_empty() {
                         break;
                     }
@@ -104,6 +105,9 @@ impl Audit {
 
     /// Keeps the ids that PostgreSQL does not have.
     async fn retain_unknown(&self, kind: RecordKind, here: Partition, ids: &mut Vec<i64>) -> anyhow::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         ids.sort_unstable();
         ids.dedup();
         let mut snapshot = Snapshot::begin(&self.db).await?;
@@ -121,7 +125,7 @@ impl Audit {
             let mut after = String::new();
             loop {
                 let mut snapshot = Snapshot::begin(&self.db).await?;
-                let digests = snapshot.digests(here.0, &after, PAGE).await?;
+                let digests = snapshot.digests(here.0, &after, PAGE as i64).await?;
                 snapshot.end().await?;
                 let Some(last) = digests.last() else { break };
                 after.clone_from(last);
@@ -134,7 +138,7 @@ impl Audit {
 
     /// Scans every key of Redis. Compares the records that PostgreSQL lacks, and reports unknown keys and keys in a
     /// wrong partition.
-    pub(super) async fn scanned(&self) -> anyhow::Result<Findings> {
+    pub(super) async fn scanned(&self, compared: &ComparedIds) -> anyhow::Result<Findings> {
         let mut findings = Findings::new(KEYS, "keys");
         let mut categories = BTreeSet::new();
         for server in self.store.servers().await? {
@@ -147,7 +151,7 @@ impl Audit {
                 for (partition, mut scanned) in sort_keys(&keys, self.store.partitions()) {
                     let here = Partition(partition);
                     categories.extend(std::mem::take(&mut scanned.categories).into_iter().map(|name| (here, name)));
-                    self.scanned_page(here, scanned, &mut findings).await?;
+                    self.scanned_page(here, scanned, compared, &mut findings).await?;
                 }
             }
         }
@@ -157,7 +161,13 @@ impl Audit {
         Ok(findings)
     }
 
-    async fn scanned_page(&self, here: Partition, scanned: Scanned, findings: &mut Findings) -> anyhow::Result<()> {
+    async fn scanned_page(
+        &self,
+        here: Partition,
+        scanned: Scanned,
+        compared: &ComparedIds,
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
         for key in scanned.unknown {
             findings.add(format!("{key} {UNKNOWN}"));
         }
@@ -176,15 +186,18 @@ impl Audit {
                     unknown.add(format!("{kind:?} {id} is in partition {} instead of {owner}", here.0));
                 }
             }
+            compared.remove_from((kind, here), &mut ids);
             self.retain_unknown(kind, here, &mut ids).await?;
             self.compare(kind, here, &ids, &mut unknown).await?;
         }
         let mut digests = scanned.records;
-        let mut snapshot = Snapshot::begin(&self.db).await?;
-        let known: BTreeSet<String> =
-            snapshot.records_of(here.0, &digests).await?.into_iter().map(|row| row.digest).collect();
-        snapshot.end().await?;
-        digests.retain(|digest| !known.contains(digest));
+        if !digests.is_empty() {
+            let mut snapshot = Snapshot::begin(&self.db).await?;
+            let known: BTreeSet<String> =
+                snapshot.records_of(here.0, &digests).await?.into_iter().map(|row| row.digest).collect();
+            snapshot.end().await?;
+            digests.retain(|digest| !known.contains(digest));
+        }
         if !digests.is_empty() {
             let clocks_agree = self.clocks_agree(here).await?;
             self.records((here, clocks_agree), &digests, &mut unknown).await?;
@@ -206,7 +219,7 @@ impl Audit {
     async fn listed(&self, here: Partition, category: &str, findings: &mut Findings) -> anyhow::Result<()> {
         let (set, mut offset) = (KeyKind::Category(category.to_owned()), 0);
         loop {
-            let page = self.store.scored_page(here, &set, offset, PAGE as usize).await?;
+            let page = self.store.scored_page(here, &set, offset, PAGE).await?;
             if page.is_empty() {
                 return Ok(());
             }

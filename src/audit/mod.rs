@@ -11,6 +11,7 @@
 
 mod auditor;
 mod compare;
+mod compared;
 pub mod coverage;
 mod decided;
 mod delta;
@@ -32,6 +33,7 @@ pub use report::{AuditReport, Check, PartitionPositions};
 pub use tracker::{AuditProgress, AuditTracker};
 
 use self::{
+    compared::ComparedIds,
     coverage::{
         BETWEEN, CAMPAIGNS, HOLDS, IDS, INDEXES, KEYS, ORDERS, OUTBOX, PROCESSES, PRODUCTS, PROJECTION, RANKINGS,
         RECORDS, STATE, USERS,
@@ -48,8 +50,12 @@ use crate::{
     redis::Store,
 };
 
-/// Records in one comparison.
-const PAGE: i64 = 500;
+/// Records in one read of both stores: Redis serves no other client meanwhile.
+const PAGE: usize = 250;
+/// Pages in one comparison: the projection of their partition is blocked meanwhile.
+const PAGES: usize = 8;
+/// Ids of records in one read of PostgreSQL.
+const IDS_PAGE: usize = 10_000;
 /// Checks of a difference between two partitions, and the interval between them.
 const MAX_CHECKS: usize = 20;
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -114,6 +120,7 @@ impl Audit {
 
     async fn compare_all(&self, report: &mut AuditReport) -> anyhow::Result<()> {
         self.expect().await?;
+        let mut compared = ComparedIds::new(self.store.partitions());
         for (kind, name, noun) in KINDS {
             if kind == RecordKind::Holds && self.store.partitions() == 1 {
                 continue;
@@ -124,16 +131,24 @@ impl Audit {
             let until = snapshot.last_id(kind).await?;
             snapshot.end().await?;
             for here in self.store.all() {
-                let mut page =
-                    RecordPage { partition: here.0, partitions: self.store.partitions(), after: 0, until, size: PAGE };
+                let mut page = RecordPage {
+                    partition: here.0,
+                    partitions: self.store.partitions(),
+                    after: 0,
+                    until,
+                    size: IDS_PAGE as i64,
+                };
                 loop {
                     let mut snapshot = Snapshot::begin(&self.db).await?;
                     let ids = snapshot.ids(kind, page).await?;
                     snapshot.end().await?;
                     let Some(last) = ids.last() else { break };
                     page.after = *last;
-                    self.compare(kind, here, &ids, &mut findings).await?;
-                    self.tracker.records(ids.len());
+                    for ids in ids.chunks(PAGE * PAGES) {
+                        self.compare(kind, here, ids, &mut findings).await?;
+                        self.tracker.records(ids.len());
+                        compared.add((kind, here), ids);
+                    }
                 }
             }
             report.add(findings);
@@ -143,7 +158,7 @@ impl Audit {
         self.tracker.begin(INDEXES);
         report.add(self.indexed().await?);
         self.tracker.begin(KEYS);
-        report.add(self.scanned().await?);
+        report.add(self.scanned(&compared).await?);
         report.add(self.repeat(RANKINGS, "places", async || self.rankings().await).await?);
         if self.store.partitions() > 1 {
             let steps = async || invariants::between_partitions(self).await;

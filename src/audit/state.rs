@@ -71,7 +71,7 @@ impl Audit {
                 }
             }
             // A gap that is no more closes nothing.
-            let closes = |mark: &&str| meta.get(*mark).is_some_and(|text| text != FreezeCause::Gap.as_str());
+            let closes = |mark: &&str| meta.get(mark).is_some_and(|text| text != FreezeCause::Gap.as_str());
             for mark in ["cause", "rebuilding"].into_iter().filter(closes).filter(|_| !meta.contains_key("frozen")) {
                 findings.add(format!("{prefix}: it is not frozen, and has the mark {mark}"));
             }

@@ -413,6 +413,7 @@ impl Snapshot {
     /// # Errors
     /// PostgreSQL can't answer.
     pub async fn end(self) -> sqlx::Result<()> {
-        self.0.commit().await
+        // A lock of a row is a write, and its commit would wait for the disk.
+        self.0.rollback().await
     }
 }

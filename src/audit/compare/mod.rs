@@ -8,7 +8,7 @@ mod rankings;
 mod records;
 mod users;
 
-use super::{Audit, report::Findings};
+use super::{Audit, PAGE, report::Findings};
 use crate::{
     model::Partition,
     postgres::{queries::page::RecordKind, snapshot::Snapshot},
@@ -26,6 +26,22 @@ impl Audit {
         if ids.is_empty() {
             return Ok(());
         }
+        if kind == RecordKind::Users {
+            return self.users(here, ids, findings).await;
+        }
+        for page in ids.chunks(PAGE) {
+            self.compare_page(kind, here, page, findings).await?;
+        }
+        Ok(())
+    }
+
+    async fn compare_page(
+        &self,
+        kind: RecordKind,
+        here: Partition,
+        ids: &[i64],
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
         match kind {
             RecordKind::Users => self.users(here, ids, findings).await,
             RecordKind::Products => {

@@ -4,18 +4,30 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::{
     audit::{
-        Audit,
+        Audit, PAGE,
         delta::{Moment, changed_balances},
         expected::{expected_coupons, expected_users},
-        fields::{add_record, differ, field, one_sided, unknown_fields},
+        fields::{add_record, differ, differ_number, differ_text, field, one_sided, unknown_fields},
         report::Findings,
     },
     model::{CouponId, Partition, event},
+    postgres::snapshot::{CouponRow, UserRow},
     redis::{
         outbox::{Entry, StreamId},
         queries::audit::UserSeen,
     },
 };
+
+/// The rows of users and of their coupons, and the users in Redis.
+type UsersMoment = Moment<(Vec<UserRow>, Vec<CouponRow>), UserSeen>;
+
+/// What is left to check of users once they are compared.
+#[derive(Default)]
+struct Followed {
+    /// Users by coupon. Each must be among the holders of the campaign, a set that only grows.
+    holders: BTreeMap<CouponId, Vec<i64>>,
+    changes: Vec<LastChange>,
+}
 
 const FIELDS: &[&str] = &["name", "balance", "entries", "tail", "open"];
 
@@ -28,73 +40,37 @@ struct LastChange {
 
 impl Audit {
     pub(super) async fn users(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
-        let Moment { rows: (users, coupons), seen, since, projected_entry, .. } = self
-            .moment(
+        let pages: Vec<&[i64]> = ids.chunks(PAGE).collect();
+        let moments = self
+            .moments(
                 here,
-                async |snapshot| Ok((snapshot.users_of(ids).await?, snapshot.coupons_of(ids).await?)),
-                async |outbox| self.store.inspect_users(here, outbox, ids).await,
+                &pages,
+                async |snapshot, ids| Ok((snapshot.users_of(ids).await?, snapshot.coupons_of(ids).await?)),
+                async |outbox, ids| self.store.inspect_users(here, outbox, ids).await,
             )
             .await?;
-        let expected = expected_users(users, &since);
-        let mut expected_coupons = expected_coupons(coupons, &since);
-        // Users by coupon. Each must be among the holders of the campaign, a set that only grows.
-        let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-        let mut projected_changes = Vec::new();
-        for (id, UserSeen { fields, coupons }) in ids.iter().zip(&seen) {
-            let row = expected.get(id);
-            let mut wrong = vec![one_sided(!fields.is_empty() || !coupons.is_empty(), row.is_some())];
-            if let (Some(row), false) = (row, fields.is_empty()) {
-                wrong.extend([
-                    differ("the name", field(fields, "name"), &row.name),
-                    differ("the balance", field(fields, "balance"), row.balance),
-                    differ("the number of balance entries", field(fields, "entries"), row.entries),
-                    differ("the number of open orders", field(fields, "open"), row.open),
-                    (row.balance < 0).then(|| "the balance is negative".to_owned()),
-                ]);
-                wrong.extend(unknown_fields(fields, FIELDS));
-                match (since.tails.get(id), fields.get("tail").map(String::as_str)) {
-                    (Some(expected), tail) => {
-                        wrong.push(differ("the entry of the last balance change", tail.unwrap_or_default(), expected));
-                    }
-                    // PostgreSQL has the whole history.
-                    (None, Some("")) => {}
-                    (None, tail) => match tail.and_then(|tail| Some((tail, tail.parse::<StreamId>().ok()?))) {
-                        Some((tail, entry)) if entry.to_string() == tail && entry <= projected_entry => {
-                            projected_changes.push(LastChange { user: *id, entry, number: row.entries });
-                        }
-                        _ => wrong.push(Some(format!("its last balance change is in no entry {tail:?}"))),
-                    },
-                }
-            }
-            let expected: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
-            for coupon in coupons.keys().chain(expected.keys().filter(|coupon| !coupons.contains_key(coupon))) {
-                let (redis, postgres) = (coupons.get(coupon), expected.get(coupon));
-                let shown = |record: Option<&String>| record.cloned().unwrap_or_default();
-                wrong.push(differ(&format!("coupon {coupon}"), shown(redis), shown(postgres)));
-                if redis.is_some() {
-                    holders.entry(*coupon).or_default().push(*id);
-                }
-            }
-            add_record(findings, "user", id, wrong);
+        let mut followed = Followed::default();
+        for (ids, moment) in pages.into_iter().zip(moments) {
+            compare_users(ids, moment, findings, &mut followed);
         }
-        for (coupon, users) in holders {
-            let Some(id) = CouponId::new(coupon) else { continue };
-            for (user, holds) in users.iter().zip(self.store.are_holders(id, &users).await?) {
-                if !holds {
-                    findings.add(format!("user {user}: has coupon {coupon} and is not among its holders"));
-                }
-            }
+        for (coupon, user) in self.store.missing_holders(&followed.holders).await? {
+            findings.add(format!("user {user}: has coupon {coupon} and is not among its holders"));
         }
-        self.last_changes(here, &projected_changes, findings).await
+        self.last_changes(here, followed.changes, findings).await
     }
 
     /// Checks that the outbox has each change in the entry that the user names, unless that entry was trimmed.
     async fn last_changes(
         &self,
         here: Partition,
-        changes: &[LastChange],
+        mut changes: Vec<LastChange>,
         findings: &mut Findings,
     ) -> anyhow::Result<()> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let Some(first) = self.store.first_outbox_entry(here).await? else { return Ok(()) };
+        changes.retain(|change| change.entry >= first);
         let ids: HashSet<StreamId> = changes.iter().map(|change| change.entry).collect();
         if ids.is_empty() {
             return Ok(());
@@ -102,7 +78,7 @@ impl Audit {
         let (first, entries) = self.store.outbox_entries(here, &Vec::from_iter(ids)).await?;
         let changed: HashMap<StreamId, Option<HashMap<i64, i64>>> =
             entries.iter().map(|entry| (entry.id, last_numbers(entry))).collect();
-        for LastChange { user, entry, number } in changes {
+        for LastChange { user, entry, number } in &changes {
             let has_it = match changed.get(entry) {
                 Some(Some(numbers)) => numbers.get(user) == Some(number),
                 // An entry that does not decode is a finding of its own.
@@ -114,6 +90,52 @@ impl Audit {
             }
         }
         Ok(())
+    }
+}
+
+/// Compares a page of users.
+fn compare_users(ids: &[i64], moment: UsersMoment, findings: &mut Findings, followed: &mut Followed) {
+    let Moment { rows: (users, coupons), seen, since, projected_entry, .. } = moment;
+    let expected = expected_users(users, &since);
+    let mut expected_coupons = expected_coupons(coupons, &since);
+    for (id, UserSeen { fields, coupons }) in ids.iter().zip(&seen) {
+        let row = expected.get(id);
+        let mut wrong = vec![one_sided(!fields.is_empty() || !coupons.is_empty(), row.is_some())];
+        if let (Some(row), false) = (row, fields.is_empty()) {
+            wrong.extend([
+                differ_text("the name", field(fields, "name"), &row.name),
+                differ_number("the balance", field(fields, "balance"), row.balance),
+                differ_number("the number of balance entries", field(fields, "entries"), row.entries),
+                differ_number("the number of open orders", field(fields, "open"), row.open),
+                (row.balance < 0).then(|| "the balance is negative".to_owned()),
+            ]);
+            wrong.extend(unknown_fields(fields, FIELDS));
+            match (since.tails.get(id), fields.get("tail").map(String::as_str)) {
+                (Some(expected), tail) => {
+                    wrong.push(differ("the entry of the last balance change", tail.unwrap_or_default(), expected));
+                }
+                // PostgreSQL has the whole history.
+                (None, Some("")) => {}
+                (None, tail) => match tail.and_then(|tail| Some((tail, tail.parse::<StreamId>().ok()?))) {
+                    Some((tail, entry)) if entry.to_string() == tail && entry <= projected_entry => {
+                        followed.changes.push(LastChange { user: *id, entry, number: row.entries });
+                    }
+                    _ => wrong.push(Some(format!("its last balance change is in no entry {tail:?}"))),
+                },
+            }
+        }
+        let expected: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
+        for coupon in coupons.keys().chain(expected.keys().filter(|coupon| !coupons.contains_key(coupon))) {
+            let (redis, postgres) = (coupons.get(coupon), expected.get(coupon));
+            let shown = |record: Option<&String>| record.cloned().unwrap_or_default();
+            wrong.push(differ(&format!("coupon {coupon}"), shown(redis), shown(postgres)));
+            if redis.is_some()
+                && let Some(coupon) = CouponId::new(*coupon)
+            {
+                followed.holders.entry(coupon).or_default().push(*id);
+            }
+        }
+        add_record(findings, "user", id, wrong);
     }
 }
 

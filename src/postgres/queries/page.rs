@@ -31,6 +31,14 @@ pub struct RecordPage {
     pub size: i64,
 }
 
+/// The first and the last of ids in ascending order that have few others between them: the rows of all in between are read
+/// faster than those of each.
+fn consecutive(ids: &[i64]) -> Option<(i64, i64)> {
+    let (first, last) = (*ids.first()?, *ids.last()?);
+    let all = last.checked_sub(first)?.checked_add(1)?;
+    (ids.is_sorted() && all / 3 * 2 <= ids.len() as i64).then_some((first, last))
+}
+
 impl Snapshot {
     /// The ids of a page.
     ///
@@ -124,7 +132,20 @@ impl Snapshot {
         sqlx::query_scalar(sql).bind(ids).bind(i32::from(partition)).fetch_all(self.connection()).await
     }
 
+    /// These users, and possibly others between them.
     pub async fn users_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<UserRow>> {
+        if let Some((first, last)) = consecutive(ids) {
+            let query = sqlx::query_as(
+                "SELECT id, name, balance, coalesce(entries, 0) AS entries, coalesce(open, 0) AS open FROM users
+                 LEFT JOIN (SELECT user_id, max(entry_no) AS entries FROM balance_entries
+                            WHERE user_id >= $1 AND user_id <= $2 GROUP BY user_id) AS e ON e.user_id = id
+                 LEFT JOIN (SELECT user_id, count(*) AS open FROM orders
+                            WHERE user_id >= $1 AND user_id <= $2 AND status = 'PENDING' GROUP BY user_id) AS o
+                     ON o.user_id = id
+                 WHERE id >= $1 AND id <= $2",
+            );
+            return query.bind(first).bind(last).fetch_all(self.connection()).await;
+        }
         sqlx::query_as(
             "SELECT id, name, balance,
                  coalesce((SELECT max(entry_no) FROM balance_entries WHERE user_id = users.id), 0) AS entries,
@@ -136,8 +157,17 @@ impl Snapshot {
         .await
     }
 
-    /// The coupons of these users.
+    /// The coupons of these users, and possibly of others between them.
     pub async fn coupons_of(&mut self, users: &[i64]) -> sqlx::Result<Vec<CouponRow>> {
+        if let Some((first, last)) = consecutive(users) {
+            let query = sqlx::query_as(
+                "SELECT coupon_id, user_id, issue_no, status, order_id,
+                     (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at,
+                     (extract(epoch FROM used_at) * 1000)::bigint AS used_at
+                 FROM user_coupons WHERE user_id >= $1 AND user_id <= $2",
+            );
+            return query.bind(first).bind(last).fetch_all(self.connection()).await;
+        }
         sqlx::query_as(
             "SELECT coupon_id, user_id, issue_no, status, order_id,
                  (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at,
@@ -256,5 +286,20 @@ impl Snapshot {
         );
         let query = query.bind(zone).bind(first).bind(i64::from(partitions)).bind(i64::from(partition));
         query.fetch_all(self.connection()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::consecutive;
+
+    #[test]
+    fn ids_consecutive_when_two_thirds_of_all_between() {
+        assert_eq!(consecutive(&[]), None);
+        assert_eq!(consecutive(&[7]), Some((7, 7)));
+        assert_eq!(consecutive(&[1, 2, 3, 4, 6]), Some((1, 6)));
+        assert_eq!(consecutive(&[1, 3, 5, 7, 9, 11, 13]), None);
+        assert_eq!(consecutive(&[2, 1]), None);
+        assert_eq!(consecutive(&[i64::MIN, i64::MAX]), None);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::NaiveDate;
 use redis::Value;
 
-use super::{HashFields, LossyText, Replies, ScoredTexts, texts};
+use super::{HashFields, LossyText, Replies, ScoredTexts};
 use crate::{
     model::{CouponId, Error, Millis, OrderId, Partition, Word},
     redis::{
@@ -76,29 +76,46 @@ impl Store {
         read.cmd("PTTL").arg(keys.serving());
         read.cmd("TIME");
         type Hash = HashMap<LossyText, LossyText>;
-        let (meta, words, leases, ids, ttl, (seconds, microseconds)): (Hash, Hash, Hash, Hash, i64, (i64, i64)) =
-            self.pipe_unchecked(here, &read).await?;
+        type Fixed = (HashFields, Hash, Hash, HashFields, i64, (i64, i64));
+        let (meta, words, leases, ids, ttl, (seconds, microseconds)): Fixed = self.pipe_unchecked(here, &read).await?;
         let word = |(process, word): (LossyText, LossyText)| (process.0, roll_call::unpack_exactly(&word.0));
         let lease = |(process, lease): (LossyText, LossyText)| (process.0, serde_json::from_str(&lease.0).ok());
         Ok(FixedKeys {
-            meta: texts(meta),
+            meta,
             leases_stay: !leases.is_empty() && ttl < 0,
             words: words.into_iter().map(word).collect(),
             leases: leases.into_iter().map(lease).collect(),
-            ids: texts(ids),
+            ids,
             at: Millis(seconds * 1000 + microseconds / 1000),
         })
     }
 
-    /// For each of these users, whether the campaign's set of holders has the user.
-    pub async fn are_holders(&self, coupon: CouponId, users: &[i64]) -> Result<Vec<bool>, Error> {
-        if users.is_empty() {
-            return Ok(Vec::new());
+    /// Those of these users, by campaign, whom the campaign's set of holders lacks: campaign and user.
+    pub async fn missing_holders(&self, users: &BTreeMap<CouponId, Vec<i64>>) -> Result<Vec<(CouponId, i64)>, Error> {
+        let mut by_partition: BTreeMap<Partition, Vec<(CouponId, &[i64])>> = BTreeMap::new();
+        for (coupon, users) in users {
+            by_partition.entry(self.owner(coupon.get())).or_default().push((*coupon, users));
         }
-        let here = self.owner(coupon.get());
-        let mut read = redis::cmd("SMISMEMBER");
-        read.arg(Keys(here).holders(coupon)).arg(users);
-        self.query_unchecked(here, &read).await
+        let mut missing = Vec::new();
+        for (here, campaigns) in by_partition {
+            let mut read = redis::pipe();
+            for (coupon, users) in &campaigns {
+                read.cmd("SMISMEMBER").arg(Keys(here).holders(*coupon)).arg(*users);
+            }
+            let held: Vec<Vec<bool>> = self.pipe_unchecked(here, &read).await?;
+            for ((coupon, users), held) in campaigns.iter().zip(held) {
+                missing.extend(users.iter().zip(held).filter(|(_, held)| !held).map(|(user, _)| (*coupon, *user)));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The first entry of the outbox.
+    pub async fn first_outbox_entry(&self, here: Partition) -> Result<Option<StreamId>, Error> {
+        let mut read = redis::cmd("XRANGE");
+        read.arg(Keys(here).outbox()).arg("-").arg("+").arg("COUNT").arg(1);
+        let first: Vec<Entry> = self.query_unchecked(here, &read).await?;
+        Ok(first.first().map(|entry| entry.id))
     }
 
     /// A page of the members of a sorted set, with their scores.

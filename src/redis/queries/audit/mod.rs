@@ -45,11 +45,60 @@ impl fmt::Display for LossyText {
     }
 }
 
-/// The fields of a hash.
-pub type HashFields = HashMap<String, String>;
+/// The fields of a hash. They are few, so that a list is faster than a map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HashFields(Vec<(String, String)>);
 
-fn texts(fields: HashMap<LossyText, LossyText>) -> HashFields {
-    fields.into_iter().map(|(name, value)| (name.0, value.0)).collect()
+impl HashFields {
+    pub fn get(&self, name: &str) -> Option<&String> {
+        self.0.iter().find(|(field, _)| field == name).map(|(_, value)| value)
+    }
+
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.0.iter().map(|(name, _)| name)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Removes the fields whose names are so.
+    fn take(&mut self, is_so: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+        self.0.extract_if(.., |(name, _)| is_so(name)).collect()
+    }
+}
+
+impl FromIterator<(String, String)> for HashFields {
+    fn from_iter<T: IntoIterator<Item = (String, String)>>(fields: T) -> Self {
+        HashFields(fields.into_iter().collect())
+    }
+}
+
+impl FromRedisValue for HashFields {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        let field = |(name, value)| Ok((LossyText::from_redis_value(name)?.0, LossyText::from_redis_value(value)?.0));
+        match value {
+            // RESP3.
+            Value::Map(fields) => fields.into_iter().map(field).collect(),
+            // RESP2.
+            Value::Array(items) if items.len() % 2 == 0 => {
+                let mut items = items.into_iter();
+                std::iter::from_fn(|| items.next().zip(items.next())).map(field).collect()
+            }
+            other => {
+                let fields = HashMap::<LossyText, LossyText>::from_redis_value(other)?;
+                Ok(fields.into_iter().map(|(name, value)| (name.0, value.0)).collect())
+            }
+        }
+    }
 }
 
 /// The members of a sorted set with their scores: a flat list in RESP2, pairs in RESP3.
@@ -88,7 +137,7 @@ impl Replies {
     }
 
     fn hash(&mut self) -> Result<HashFields, Error> {
-        self.next().map(texts)
+        self.next()
     }
 }
 

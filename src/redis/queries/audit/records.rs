@@ -102,8 +102,11 @@ impl Store {
         let seen = |replies: &mut Replies| {
             let user = |_| {
                 let mut fields = replies.hash()?;
-                let is_coupon = |name: &str| name.parse::<i64>().is_ok_and(|id| id > 0 && id.to_string() == name);
-                let coupons = fields.extract_if(|name, _| is_coupon(name));
+                let is_coupon = |name: &str| {
+                    name.starts_with(|first: char| first.is_ascii_digit())
+                        && name.parse::<i64>().is_ok_and(|id| id > 0 && id.to_string() == name)
+                };
+                let coupons = fields.take(is_coupon).into_iter();
                 let coupons = coupons.filter_map(|(id, record)| Some((id.parse().ok()?, record))).collect();
                 Ok(UserSeen { fields, coupons })
             };
