@@ -16,7 +16,7 @@ use super::{
     shop::{self, Shop, replicate},
 };
 use crate::{
-    redis::failover::info,
+    redis::addresses::elected,
     support::{
         harness::{self, ADMIN, until},
         preload::Disk,
@@ -104,17 +104,20 @@ pub async fn lose_master(shop: &mut Shop, chronicle: &mut Chronicle) {
 /// Waits until the Sentinels have promoted the replica; then the old master comes back, and they make it a replica.
 pub async fn await_switch(shop: &mut Shop) {
     let replica = shop.replica.take().unwrap();
-    let role = async |server: &RedisServer, sign: &str| {
-        until("the Sentinels give a server its role", async || {
-            let said = info(&mut harness::raw_redis(&server.url()).await, "replication").await;
-            said.contains(sign).then_some(())
-        })
-        .await;
-    };
-    role(&replica, "role:master").await;
+    // A promotion that takes too long is undone, in favour of an old master that has come back too early.
+    for sentinel in &shop.sentinels {
+        elected(sentinel, std::slice::from_ref(&replica)).await;
+    }
     let mut old = std::mem::replace(&mut shop.redis, replica);
     old.restart().await.unwrap();
-    role(&old, "master_link_status:up").await;
+    until("the old master replicates", async || {
+        // A Sentinel closes the connections of a server that it gives another role.
+        let mut ask = redis::cmd("INFO");
+        let mut link = harness::raw_redis(&old.url()).await;
+        let told: String = ask.arg("replication").query_async(&mut link).await.ok()?;
+        told.contains("master_link_status:up").then_some(())
+    })
+    .await;
     shop.replica = Some(old);
 }
 

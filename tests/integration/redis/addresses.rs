@@ -260,6 +260,17 @@ pub async fn know_each_other(sentinels: &[RedisServer], replicas: usize) {
     }
 }
 
+/// Waits until this Sentinel names one of these servers as the master. Returns its index.
+pub async fn elected(sentinel: &RedisServer, servers: &[RedisServer]) -> usize {
+    let mut link = signed_in(sentinel).await;
+    until("the Sentinels elect a master", async || {
+        let ask = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("mymaster").clone();
+        let (_, named): (String, String) = ask.query_async(&mut link).await.unwrap();
+        servers.iter().position(|server| port(server) == named)
+    })
+    .await
+}
+
 pub async fn signed_in(sentinel: &RedisServer) -> redis::aio::MultiplexedConnection {
     raw_redis(&format!("redis://:{SENTINEL_PASSWORD}@127.0.0.1:{}", port(sentinel))).await
 }

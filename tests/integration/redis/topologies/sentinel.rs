@@ -10,11 +10,11 @@ use firstcome::{
 use super::{load::Load, loaded, send};
 use crate::{
     redis::{
-        addresses::{know_each_other, sentinel_url, sentinels, signed_in},
+        addresses::{elected, know_each_other, sentinel_url, sentinels},
         failover::{in_sync, port, server},
         replicas::{guarded, until_online},
     },
-    support::harness::{self, Options, TestApp, fresh_database, until},
+    support::harness::{self, Options, TestApp, fresh_database},
 };
 
 /// A master, its replicas, and the Sentinels that know them.
@@ -52,17 +52,6 @@ impl Watched {
         know_each_other(&sentinels, replicas).await;
         Watched { dir, master, replicas: others, sentinels }
     }
-
-    /// Waits until this Sentinel names a replica as the master. Returns its index.
-    async fn elected(sentinel: &RedisServer, replicas: &[RedisServer]) -> usize {
-        let mut link = signed_in(sentinel).await;
-        until("the Sentinels elect a master", async || {
-            let ask = redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg("mymaster").clone();
-            let (_, named): (String, String) = ask.query_async(&mut link).await.unwrap();
-            replicas.iter().position(|replica| port(replica) == named)
-        })
-        .await
-    }
 }
 
 /// With `ACK=replica`. The machine of the master also has one of the Sentinels.
@@ -82,7 +71,7 @@ async fn everything_acknowledged_kept_when_master_and_sentinel_killed_under_load
             load.progress().await;
         })
         .await;
-    let promoted = Watched::elected(&sentinels[1], &replicas).await;
+    let promoted = elected(&sentinels[1], &replicas).await;
     test.redis = replicas.swap_remove(promoted);
     load.assert_kept(&test, &requests).await;
     let withheld = test.get("/admin/v1/withheld").await.ok();
@@ -107,7 +96,7 @@ async fn everything_acknowledged_kept_when_master_and_sentinel_hang_under_load()
             load.progress().await;
         })
         .await;
-    let promoted = Watched::elected(&sentinels[1], &replicas).await;
+    let promoted = elected(&sentinels[1], &replicas).await;
     test.redis = replicas.swap_remove(promoted);
     load.assert_kept(&test, &requests).await;
     test.finish().await;
