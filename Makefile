@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos chaos-long drill load-test bench instructions bench-compare lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos chaos-long drill load-test pgo bench instructions bench-compare lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,6 +53,9 @@ load-test: ## run k6 against a private service, or against BASE_URL (SCENARIO=co
 
 bench: install ## measure the tables of docs/benchmarks.md; writes target/bench/report.md
 	cargo bench --locked --profile dist --features baseline --bench bench -- $(ARGS)
+
+pgo: install ## build the program for production, optimised by a profile of the load tests; print its path
+	@scripts/build-pgo $(ARGS)
 
 bench-compare: install ## measure two commits in alternation, and print ratios (BASE=main ARGS='endpoints --rounds 2')
 	@scripts/bench-compare $(BASE) $(ARGS)
