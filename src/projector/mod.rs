@@ -458,8 +458,7 @@ impl Projector {
         if !again {
             relay::relay(&self.store, postgres, here, &events).await?;
         }
-        evict::evict(&self.store, postgres, self.retention, here, &events).await?;
-        Ok(())
+        Ok(evict::evict(&self.store, postgres, self.retention, here, &events).await?)
     }
 
     /// Writes the mark, if there is one to write, and trims what was committed long enough ago or needs too much memory.
@@ -473,9 +472,8 @@ impl Projector {
         let Some(entries) = self.store.outbox_mark_and_trim(here, mark, known, due).await? else {
             // A replica has taken the place of its master: it has every decision, but may lack evictions. The next step repeats them.
             self.tails.of(here, |tail| tail.forget_relayed());
-            return Err(StepError::Unavailable(
-                "Redis lacks what the projection did after its last commits".to_owned(),
-            ));
+            let reason = "Redis lacks what the projection did after its last commits";
+            return Err(StepError::Unavailable(reason.to_owned()));
         };
         let unprojected = self.store.partition_backlog(here) as usize / self.per_entry.load(Ordering::Relaxed).max(1);
         self.tails.of(here, |tail| {

@@ -108,7 +108,7 @@ impl Facts {
 pub struct Difference {
     pub kind: DifferenceKind,
     /// The id of the object whose partition decided.
-    pub home: i64,
+    pub owner: i64,
     pub what: String,
 }
 
@@ -138,10 +138,10 @@ impl<T: Ord + std::fmt::Debug> Ledger<T> {
         self.items.entry(item).or_default().1.push(within);
     }
 
-    /// Compares with the stored items. `home`: the id of the object whose partition decided.
+    /// Compares with the stored items. `owner`: the id of the object whose partition decided.
     fn compare(
         mut self,
-        home: impl Fn(&T) -> i64,
+        owner: impl Fn(&T) -> i64,
         stored: impl IntoIterator<Item = T>,
         differences: &mut Vec<Difference>,
     ) {
@@ -149,7 +149,7 @@ impl<T: Ord + std::fmt::Debug> Ledger<T> {
             self.items.entry(item).or_default().0 += 1;
         }
         for (item, (stored, acknowledged)) in self.items {
-            let (home, number) = (home(&item), acknowledged.len());
+            let (owner, number) = (owner(&item), acknowledged.len());
             let (kind, said) = match number.cmp(&stored) {
                 Ordering::Equal => continue,
                 Ordering::Less => (DifferenceKind::Unacknowledged, "stored and never acknowledged"),
@@ -159,7 +159,7 @@ impl<T: Ord + std::fmt::Debug> Ledger<T> {
                 }
             };
             let what = format!("{}: {said} ({}): {item:?}", self.what, number.abs_diff(stored));
-            differences.push(Difference { kind, home, what });
+            differences.push(Difference { kind, owner, what });
         }
     }
 }
@@ -242,7 +242,7 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
     for (product, units) in stocked {
         if facts.stocked.get(&product) != Some(&units) {
             let what = format!("product {product} got {units} units, and has {:?}", facts.stocked.get(&product));
-            differences.push(Difference { kind: DifferenceKind::Read { within: None }, home: product, what });
+            differences.push(Difference { kind: DifferenceKind::Read { within: None }, owner: product, what });
         }
     }
     differences.extend(reads(operations, facts));
@@ -269,8 +269,8 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<Difference> {
         for attempt in &operation.attempts {
             let Outcome::Done { body, .. } = &attempt.outcome else { continue };
             let within = (attempt.began, attempt.ended);
-            let mut report = |home: i64, within: Option<(u64, u64)>, what: String| {
-                differences.push(Difference { kind: DifferenceKind::Read { within }, home, what });
+            let mut report = |owner: i64, within: Option<(u64, u64)>, what: String| {
+                differences.push(Difference { kind: DifferenceKind::Read { within }, owner, what });
             };
             let list = body.as_array().map(Vec::as_slice).unwrap_or_default();
             match operation.request {

@@ -140,7 +140,7 @@ impl Request {
     }
 
     /// The id of the object whose partition decides.
-    pub fn home(&self) -> i64 {
+    pub fn owner(&self) -> i64 {
         match self {
             Request::Issue { campaign, .. } | Request::Close { campaign, .. } => *campaign,
             Request::Charge { user, .. }
@@ -155,7 +155,7 @@ impl Request {
 
     /// The ids of all objects of the request.
     pub fn objects(&self) -> Vec<i64> {
-        let mut ids = vec![self.home()];
+        let mut ids = vec![self.owner()];
         match self {
             Request::Issue { user, .. } | Request::Pay { user, .. } | Request::Cancel { user, .. } => ids.push(*user),
             Request::Order { user, .. } => ids.push(*user),

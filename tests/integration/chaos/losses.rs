@@ -91,13 +91,13 @@ impl Losses {
     pub fn unexplained(&self, differences: Vec<Difference>) -> Vec<String> {
         let mut unexplained = Vec::new();
         let mut lost: BTreeMap<u16, i64> = BTreeMap::new();
-        for Difference { kind, home, what } in differences {
+        for Difference { kind, owner, what } in differences {
             let explained = match kind {
                 DifferenceKind::Read { within } => {
-                    self.concern(home) || within.is_some_and(|within| self.unfounded(home, within))
+                    self.concern(owner) || within.is_some_and(|within| self.unfounded(owner, within))
                 }
-                DifferenceKind::Missing { times, acknowledged } if self.concern(home) => {
-                    *lost.entry(self.partition(home)).or_default() += times as i64;
+                DifferenceKind::Missing { times, acknowledged } if self.concern(owner) => {
+                    *lost.entry(self.partition(owner)).or_default() += times as i64;
                     self.ack == Ack::Redis
                         && acknowledged.into_iter().filter(|within| self.lag(*within)).count() >= times
                 }

@@ -114,8 +114,8 @@ pub async fn await_switch(shop: &mut Shop) {
         // A Sentinel closes the connections of a server that it gives another role.
         let mut ask = redis::cmd("INFO");
         let mut link = harness::raw_redis(&old.url()).await;
-        let told: String = ask.arg("replication").query_async(&mut link).await.ok()?;
-        told.contains("master_link_status:up").then_some(())
+        let info: String = ask.arg("replication").query_async(&mut link).await.ok()?;
+        info.contains("master_link_status:up").then_some(())
     })
     .await;
     shop.replica = Some(old);

@@ -159,7 +159,7 @@ impl Objects<'_> {
     fn refusals_and_reads(&mut self, operation: &Operation, holders: &BTreeMap<i64, Vec<i64>>) {
         for attempt in &operation.attempts {
             let within = (attempt.began, attempt.ended);
-            if self.losses.unfounded(operation.request.home(), within) {
+            if self.losses.unfounded(operation.request.owner(), within) {
                 continue;
             }
             match (&operation.request, &attempt.outcome) {

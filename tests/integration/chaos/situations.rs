@@ -134,11 +134,11 @@ impl Observed<'_> {
 
     /// Refunds that begin this many seconds after the order's eviction.
     fn refunds(&self, seconds: std::ops::RangeInclusive<i64>) -> usize {
-        let keep = self.options.closed_keep_seconds as u64 * SECOND;
+        let retention = self.options.closed_keep_seconds as u64 * SECOND;
         let refund = |operation: &&Operation| {
             let Request::Cancel { order, .. } = operation.request else { return false };
             let (Some(fact), Some(effect)) = (self.facts.orders.get(&order), operation.effect()) else { return false };
-            let after = effect.began as i64 - (fact.paid_at + keep) as i64;
+            let after = effect.began as i64 - (fact.paid_at + retention) as i64;
             fact.paid_at > 0 && seconds.contains(&after.div_euclid(SECOND as i64))
         };
         self.writes().filter(refund).count()
@@ -173,13 +173,13 @@ impl Observed<'_> {
         let during = |from: u64, to: u64, attempt: &Attempt| attempt.began >= from && attempt.ended <= to;
         let refused_and_decided = |(partition, from, to): &&(i64, u64, u64)| {
             let refused = self.attempts().any(|(operation, attempt)| {
-                operation.request.home() % partitions == *partition
+                operation.request.owner() % partitions == *partition
                     && during(*from, *to, attempt)
                     && attempt.outcome == Outcome::Unknown("503 SERVICE_UNAVAILABLE".to_owned())
             });
             refused
                 && self.writes().any(|operation| {
-                    operation.request.home() % partitions != *partition
+                    operation.request.owner() % partitions != *partition
                         && operation.effect().is_some_and(|effect| during(*from, *to, effect))
                 })
         };
@@ -221,7 +221,7 @@ impl Observed<'_> {
 
 const AT: u64 = 1_000_000 * SECOND;
 const HOLD: u64 = 3 * SECOND;
-const KEEP: u64 = 60 * SECOND;
+const RETENTION: u64 = 60 * SECOND;
 
 fn operation(request: Request, attempts: &[(u64, Outcome)]) -> Operation {
     let mut operation = Operation::new(request, "key".to_owned());
@@ -287,8 +287,8 @@ fn each_situation_counted_once() {
         ),
         operation(pay(9), &[(AT + HOLD - AT_ONCE, done(false))]),
         operation(pay(10), &[(AT + HOLD + AT_ONCE, refused)]),
-        operation(cancel(11), &[(AT + KEEP - SECOND / 2, done(false))]),
-        operation(cancel(12), &[(AT + KEEP + 2 * SECOND, done(false))]),
+        operation(cancel(11), &[(AT + RETENTION - SECOND / 2, done(false))]),
+        operation(cancel(12), &[(AT + RETENTION + 2 * SECOND, done(false))]),
         operation(Request::Issue { campaign: 4, user: 1 }, &[(AT - 1, done(false))]),
         operation(pay(13), &[(AT + 10 * SECOND, unknown()), (AT + 11 * SECOND, done(true))]),
         operation(pay(14), &[(AT + 10 * SECOND, unknown()), (AT + 11 * SECOND, Outcome::Declined { replayed: true })]),
