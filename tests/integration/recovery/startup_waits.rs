@@ -129,11 +129,14 @@ async fn start_waits_when_redis_loading() {
         let noise: String = (0..6).map(|_| uuid::Uuid::new_v4().to_string()).collect();
         fill.set(name, noise).ignore();
     }
+    let before = redis::cmd("INFO").arg("persistence").query_async::<redis::InfoDict>(&mut redis).await.unwrap();
+    let before: u64 = before.get("aof_rewrites").unwrap();
     let _: () = fill.cmd("BGREWRITEAOF").ignore().query_async(&mut redis).await.unwrap();
     until("the keys are in the base file", async || {
-        let info: String = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
-        let done = info.contains("aof_rewrite_in_progress:0") && info.contains("aof_rewrite_scheduled:0");
-        (done && info.contains("aof_rewrites:1")).then_some(())
+        let info: redis::InfoDict = redis::cmd("INFO").arg("persistence").query_async(&mut redis).await.unwrap();
+        let number = |name: &str| info.get::<u64>(name).unwrap();
+        let done = number("aof_rewrite_in_progress") == 0 && number("aof_rewrite_scheduled") == 0;
+        (done && number("aof_rewrites") > before).then_some(())
     })
     .await;
     servers.redis.kill().await.unwrap();
