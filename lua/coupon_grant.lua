@@ -1,5 +1,5 @@
 #!lua
--- Gives an issued coupon to its user, where user and campaign are in different partitions. A repeat changes nothing.
+-- Puts a coupon, which a campaign of another partition issued, beside its user, before an order uses it. A repeat changes nothing.
 --
 -- KEYS 1 meta    hash    state of the user's partition
 --      2 outbox  stream

@@ -7,10 +7,11 @@
 --      4 holders   set     ids of the users that have a coupon of this campaign
 --      then of each request
 --        record    list    idempotency record
---        user      hash    the user, read and written only where user and campaign share the partition
+--        coupons   hash    by coupon id, the coupons of the user: the user where this partition owns it, else what its campaigns
+--                          issued
 -- ARGV 1 now (ms) in tests, else ''  2 life of a record (ms)  3 coupon id
 --      then of each request: fingerprint or '', request id, user id, '1' where this partition owns the user, else '0' (the
---        caller has checked that the user exists, and calls coupon_grant after)
+--        caller has checked that the user exists)
 -- Returns of each request, packed, {'ISSUED', epoch, seq, issue_no, issued_at}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | CAMPAIGN_NOT_FOUND | NOT_OPEN | ALREADY_HOLDS | OUT_OF_STOCK
@@ -40,15 +41,15 @@ local all_exist = count_existing(owned_users) == #owned_users
 local holds = read_in_chunks('SMISMEMBER', holders, ids)
 
 local records, replies, events = new_records(), {}, {}
--- The users that get a coupon: as a set, as a list, and those of this partition with their coupon.
-local given, winners, granted = {}, {}, {}
+-- The users that get a coupon: as a set, as a list, and the records of their coupons.
+local given, winners, coupons = {}, {}, {}
 for i = 1, n do
-  local record, user = KEYS[2 * i + 3], KEYS[2 * i + 4]
+  local record, coupons_of = KEYS[2 * i + 3], KEYS[2 * i + 4]
   local fingerprint, request_id, user_id, owned = unpack(ARGV, 4 * i, 4 * i + 3)
   local reply = records.replay(record, fingerprint)
   if reply then
     -- A replay.
-  elseif owned == '1' and not all_exist and redis.call('EXISTS', user) == 0 then
+  elseif owned == '1' and not all_exist and redis.call('EXISTS', coupons_of) == 0 then
     reply = 'USER_NOT_FOUND'
   elseif not total then
     reply = 'CAMPAIGN_NOT_FOUND'
@@ -66,7 +67,7 @@ for i = 1, n do
     records.file(record, fingerprint, reply)
     given[user_id] = true
     winners[#winners + 1] = user_id
-    if owned == '1' then granted[#granted + 1] = { user, issue_no .. '|' .. now .. '|A||' } end
+    coupons[#coupons + 1] = { coupons_of, issue_no .. '|' .. now .. '|A||' }
     events[#events + 1] = with_record(
       'coupon_issued' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. coupon_id
         .. SEPARATOR .. user_id .. SEPARATOR .. issue_no .. SEPARATOR .. owned,
@@ -81,6 +82,6 @@ emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 redis.call('HSET', campaign, 'issued', whole(issued))
 write_in_chunks('SADD', holders, winners)
-for i = 1, #granted do redis.call('HSET', granted[i][1], coupon_id, granted[i][2]) end
+for i = 1, #coupons do redis.call('HSET', coupons[i][1], coupon_id, coupons[i][2]) end
 records.write(ttl)
 return replies

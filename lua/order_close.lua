@@ -15,6 +15,7 @@
 --     11 rank_won    zset    won by product on that day
 --     12 gateway     zset    order id by the next check of its gateway payment (ms)
 --     13 withheld    hash    product id -> units withheld after a loss
+--     14 freed       hash    product id -> units that ever came back on sale
 -- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 order id  6 user id
 --      7 CANCEL | EXPIRE | DECLINE  8 the day of the sale, of KEYS 10 and 11, YYYYMMDD, or ''
 --      9 when the rankings of that day expire (ms), or '0'
@@ -31,6 +32,7 @@ local meta, outbox, record, user, order, expiry, rank_units, rank_won, gateway =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[10], KEYS[11], KEYS[12]
 local stock, held, sold, withheld =
   new_counters(KEYS[7]), new_counters(KEYS[8]), new_counters(KEYS[9]), new_counters(KEYS[13])
+local freed = new_counters(KEYS[14])
 local now, fingerprint, ttl, request_id, order_id, user_id, why, day, day_until, declined, ask_again =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
@@ -39,17 +41,16 @@ if not epoch then return { 'PARTITION_CLOSED' } end
 -- DECLINE answers the request that is RUNNING under this record.
 local prior = why ~= 'DECLINE' and replay(record, fingerprint)
 if prior then return prior end
-local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'expires_at', 'gateway',
-  'receipt', 'day', 'method', 'doubt')
+local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'coupon', 'expires_at', 'gateway', 'receipt',
+  'day', 'method', 'doubt')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
-local from, final, lines, remote_lines, coupon_id, gateway_state, receipt =
-  o[2], tonumber(o[3]), o[4], o[5], o[6], o[8], o[9] or ''
+local from, final, lines, coupon_id, gateway_state, receipt = o[2], tonumber(o[3]), o[4], o[5], o[7], o[8] or ''
 if from ~= 'PENDING' and from ~= 'PAID' then return { 'ALREADY_CLOSED' } end
 local status, reason = 'CANCELLED', 'CANCELLED_BY_USER'
 if why == 'CANCEL' then
   if from == 'PAID' then
     reason = 'REFUNDED'
-    if o[10] ~= day then return { 'STALE' } end
+    if o[9] ~= day then return { 'STALE' } end
   elseif gateway_state == 'STARTED' then
     return { 'IN_PROGRESS' }
   end
@@ -57,7 +58,7 @@ else
   if from == 'PAID' then return { 'ALREADY_PAID' } end
   if why == 'EXPIRE' then
     reason = 'EXPIRED'
-    if gateway_state == 'STARTED' or tonumber(o[7]) > tonumber(now) then return { 'NOT_DUE' } end
+    if gateway_state == 'STARTED' or tonumber(o[6]) > tonumber(now) then return { 'NOT_DUE' } end
   else
     status, reason = 'FAILED', 'PAYMENT_DECLINED'
     if gateway_state ~= 'STARTED' or receipt ~= declined then return { 'NOT_DUE' } end
@@ -67,14 +68,15 @@ local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local before, entry_no, open = tonumber(u[1]), tonumber(u[2]), tonumber(u[4])
 local ids, units, prices = unpack_lines(lines)
 -- A lost decision may have paid the order, and its user has seen that reply.
-local suspect = o[12] == '1' and why == 'EXPIRE'
-local by_gateway = o[11] == 'GATEWAY'
+local suspect = o[11] == '1' and why == 'EXPIRE'
+local by_gateway = o[10] == 'GATEWAY'
 -- From which counter to which one its units move.
 local from_units, to_units = sold, stock
 if from == 'PENDING' then from_units, to_units = held, suspect and withheld or stock end
 from_units.load(ids)
 to_units.load(ids)
 move_units(ids, units, from_units, to_units)
+if to_units == stock then count_freed(freed, ids, units) end
 -- The refund to the balance, of a payment from it.
 local credit = (from == 'PAID' and not by_gateway) and final or 0
 local after = before + credit
@@ -99,7 +101,7 @@ local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epo
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
-  'lines', lines, 'far', remote_lines, 'coupon', coupon_id, 'receipt', receipt, 'method', o[11] or '',
+  'lines', lines, 'coupon', coupon_id, 'receipt', receipt, 'method', o[10] or '',
   'day', day, 'watch', ask_again ~= '' and '1' or '0', 'withheld', suspect and '1' or '0', 'credit', credit,
   'before', before, 'after', after,
   'entry_no', entry_no, 'prev', u[3], record_of(record, fingerprint, reply))
@@ -115,6 +117,7 @@ else
 end
 from_units.write()
 to_units.write()
+freed.write()
 if gateway_next then redis.call('HSET', order, 'gateway', gateway_next) end
 if ask_at then
   redis.call('ZADD', gateway, ask_at, order_id)

@@ -1,17 +1,16 @@
 #!lua flags=allow-oom
--- Sets orders, and holds for orders of other partitions, to expire from Redis: those that are final and that Postgres has in the
--- same state. One that was decided about again since then stays, because Postgres does not have that decision yet; the next
+-- Sets orders to expire from Redis: those that are final and that Postgres has in the same state. One that was decided about again since then stays, because Postgres does not have that decision yet; the next
 -- call, after Postgres has it, evicts it. So Postgres has the last state of every order that Redis does not have. Runs when
 -- memory is exhausted, too: eviction is what makes room, and the outbox can't be trimmed without it.
 --
--- KEYS 1 to n   hash  an order, or a remote hold
--- ARGV 1 to 2n, in pairs: the state in Postgres (an order PAID CANCELLED FAILED, or CLOSED for either of the latter two; a hold
---      SETTLED REFUNDED), how much longer it stays (ms)
+-- KEYS 1 to n   hash  an order
+-- ARGV 1 to 2n, in pairs: the state in Postgres (PAID CANCELLED FAILED, or CLOSED for either of the latter two), how much longer
+--      it stays (ms)
 -- Returns {'EVICTED', number}
 local evicted = {}
 for i = 1, #KEYS do
-  local h = redis.call('HMGET', KEYS[i], 'status', 'state', 'gateway')
-  local is, was, gateway = h[1] or h[2], ARGV[2 * i - 1], h[3]
+  local h = redis.call('HMGET', KEYS[i], 'status', 'gateway')
+  local is, was, gateway = h[1], ARGV[2 * i - 1], h[2]
   local same = is == was or (was == 'CLOSED' and (is == 'CANCELLED' or is == 'FAILED'))
   -- The gateway is still asked about the payment of such an order.
   local open = gateway == 'STARTED' or gateway == 'WATCHED' or gateway == 'REFUND_DUE' or gateway == 'UNCONFIRMED'

@@ -13,6 +13,7 @@
 --      8 rank_units  zset    the day's units by product
 --      9 rank_won    zset    the day's won by product
 --     10 gateway     zset    order id by the next check of its gateway payment (ms)
+--     11 freed       hash    product id -> units that ever came back on sale
 --      then of each request
 --        record      list    idempotency record
 --        user        hash    name balance entries tail open, and by coupon id the user's coupons
@@ -37,9 +38,10 @@
 local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
 local stock, held, sold, withheld =
   new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6]), new_counters(KEYS[7])
+local freed = new_counters(KEYS[11])
 local now, ttl, day, rank_until, max_lines = current_time(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[6]), tonumber(ARGV[7])
 local now_ms = tonumber(now)
-local n = (#KEYS - 10) / 3
+local n = (#KEYS - 11) / 3
 
 local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
@@ -57,12 +59,12 @@ local lines = 0
 local function order_of(key)
   local order = orders[key]
   if not order then
-    local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'far', 'coupon', 'receipt', 'gateway',
-      'payment', 'paid_at', 'doubt')
-    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], remote_lines = o[5], coupon = o[6],
-      receipt = o[7], gateway = o[8], payment = o[9], paid_at = o[10],
+    local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'coupon', 'receipt', 'gateway', 'payment',
+      'paid_at', 'doubt')
+    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], coupon = o[5],
+      receipt = o[6], gateway = o[7], payment = o[8], paid_at = o[9],
       -- A lost decision may have paid the order, and its user has seen that reply.
-      suspect = o[11] == '1' }
+      suspect = o[10] == '1' }
     orders[key] = order
   end
   return order
@@ -90,6 +92,7 @@ local function release(order, user_key, from, to, state, order_id, used_at)
   from.load(ids)
   to.load(ids)
   move_units(ids, units, from, to)
+  if to == stock then count_freed(freed, ids, units) end
   lines = lines + #ids
   if not touched[user_key] then
     touched[user_key] = true
@@ -100,7 +103,7 @@ end
 
 for i = 1, n do
   if lines >= max_lines then break end
-  local record, user_key, order_key = KEYS[3 * i + 8], KEYS[3 * i + 9], KEYS[3 * i + 10]
+  local record, user_key, order_key = KEYS[3 * i + 9], KEYS[3 * i + 10], KEYS[3 * i + 11]
   local fingerprint, request_id, order_id, user_id, amount, payment_type, payment_id, receipt, method, transaction =
     unpack(ARGV, 10 * i - 2, 10 * i + 7)
   local by_gateway = method == 'GATEWAY'
@@ -140,7 +143,7 @@ for i = 1, n do
       ended[#ended + 1] = { 'status', 'FAILED', 'reason', 'PAYMENT_DECLINED', 'closed_at', now }
       events[#events + 1] = with_record(
         table.concat({ 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED',
-          'PAYMENT_DECLINED', order.lines, order.remote_lines, order.coupon, '', '', '', '0', order.suspect and '1' or '0', '0',
+          'PAYMENT_DECLINED', order.lines, order.coupon, '', '', '', '0', order.suspect and '1' or '0', '0',
           whole(before), whole(before), whole(user.entries), user.tail }, SEPARATOR),
         record, fingerprint, reply)
     else
@@ -172,7 +175,7 @@ for i = 1, n do
         'order_paid' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. order_id
           .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole(final)
           .. SEPARATOR .. receipt .. SEPARATOR .. method .. SEPARATOR .. transaction .. SEPARATOR .. order.lines
-          .. SEPARATOR .. order.remote_lines .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
+          .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
           .. SEPARATOR .. whole(before) .. SEPARATOR .. whole(after) .. SEPARATOR .. whole(user.entries) .. SEPARATOR
           .. prev,
         record, fingerprint, reply)
@@ -201,7 +204,7 @@ for i = 1, #touched do
   end
   write_in_chunks('HSET', touched[i], fields)
 end
-for _, counters in ipairs({ stock, held, sold, withheld }) do counters.write() end
+for _, counters in ipairs({ stock, held, sold, withheld, freed }) do counters.write() end
 rank(ranked_units, ranked_won, rank_units, rank_won, seconds_until(rank_until, now))
 records.write(ttl)
 return replies

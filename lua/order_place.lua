@@ -15,15 +15,12 @@
 --      4 '1' where the balance must cover the order, '0' where a gateway may settle it  5 how long an order holds (ms)
 --      then of each request: fingerprint or '', request id, order id, user id, coupon id or '', PERCENTAGE | FIXED,
 --        percent or won, when the coupon expires (ms),
---        n, then n pairs: product id, quantity: distinct products of this partition,
---        the lines that other partitions hold already, "product:quantity:price,...", '' for none,
---        '' to place the order; to validate it only, before other partitions hold its lines: why they could not hold them
---        (SOLD_OUT ...), or NONE
+--        n, then n pairs: product id, quantity: distinct products, of which this partition sells its own units, or those that
+--        their owner partitions gave it
 -- Returns of each request, packed, {'PLACED', epoch, seq, order id, final price, now}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
 --      or USER_NOT_FOUND | TOO_MANY_OPEN | {PRODUCT_NOT_FOUND, id} | {SOLD_OUT, id} | {INSUFFICIENT_STOCK, id}
---      or ACCEPTABLE (valid, and not placed)
---      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ABANDONED
+--      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ALREADY_EXISTS (the order)
 --      of the whole batch PARTITION_CLOSED
 -- Emits order_placed for each
 --@include lists
@@ -54,11 +51,11 @@ for i = 1, n do
     ids[line], units[line] = id, tonumber(ARGV[at + 8 + 2 * line])
     products[#products + 1] = id
   end
-  at = at + 11 + 2 * #ids
+  at = at + 9 + 2 * #ids
   requests[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, fingerprint = fingerprint,
     request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
     discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends), ids = ids,
-    units = units, remote_lines = ARGV[at - 2], validates = ARGV[at - 1] }
+    units = units }
   orders[i] = order
 end
 prices.load(products)
@@ -81,7 +78,7 @@ local function user_of(key)
   return user
 end
 
--- The total price of an order, and its lines of this partition, packed; nothing if the total is too large to be exact.
+-- The total price of an order, and its lines, packed; nothing if the total is too large to be exact.
 local function priced(request)
   -- Doubles are exact up to 2^53 and round monotonically above it, so a sum above the bound stays above it.
   local total, lines = 0, {}
@@ -89,13 +86,6 @@ local function priced(request)
     total = total + prices.get(id) * request.units[line]
     if total > MAX_SAFE_INTEGER then return end
     lines[line] = id .. ':' .. whole(request.units[line]) .. ':' .. whole(prices.get(id))
-  end
-  if request.remote_lines ~= '' then
-    local _, units, remote_prices = unpack_lines(request.remote_lines)
-    for line = 1, #units do
-      total = total + units[line] * remote_prices[line]
-      if total > MAX_SAFE_INTEGER then return end
-    end
   end
   return total, table.concat(lines, ',')
 end
@@ -111,13 +101,12 @@ end
 -- The reply to a request. Adds an order that is placed to the pending writes.
 local function decide(request)
   if not none_exist and redis.call('EXISTS', request.order) == 1 then
-    -- The tombstone of an order whose remote holds were released; or, after a loss, an id that was used before.
-    return 'ABANDONED'
+    -- After a loss, an id that was used before.
+    return 'ALREADY_EXISTS'
   end
   local user = user_of(request.user)
   if not user.name then return 'USER_NOT_FOUND' end
   if user.open >= max_open then return 'TOO_MANY_OPEN' end
-  if request.validates ~= '' and request.validates ~= 'NONE' then return request.validates end
   local short = shortage(request.ids, request.units, prices.get, stock.get)
   if short then return table.concat(short, SEPARATOR) end
   local coupon
@@ -133,10 +122,8 @@ local function decide(request)
   local discount = discounted(request, total)
   local final = total - discount
   if must_afford and user.balance < final then return 'INSUFFICIENT_BALANCE' end
-  if request.validates ~= '' then return 'ACCEPTABLE' end
 
-  local number, order_id, user_id, remote_lines, coupon_id =
-    whole(seq), request.order_id, request.user_id, request.remote_lines, request.coupon_id
+  local number, order_id, user_id, coupon_id = whole(seq), request.order_id, request.user_id, request.coupon_id
   total, discount, final = whole(total), whole(discount), whole(final)
   local reply = 'PLACED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. order_id .. SEPARATOR .. final
     .. SEPARATOR .. now
@@ -151,13 +138,13 @@ local function decide(request)
     stock.add(id, -request.units[line])
     held.add(id, request.units[line])
   end
-  placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'far', remote_lines, 'total', total,
+  placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'total', total,
     'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at }
   placed_keys[#placed] = request.order
   ends[#ends + 1], ends[#ends + 2] = expires_at, order_id
   events[#events + 1] = with_record(
     'order_placed' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request.request_id .. SEPARATOR .. order_id
-      .. SEPARATOR .. user_id .. SEPARATOR .. lines .. SEPARATOR .. remote_lines .. SEPARATOR .. total .. SEPARATOR .. discount
+      .. SEPARATOR .. user_id .. SEPARATOR .. lines .. SEPARATOR .. total .. SEPARATOR .. discount
       .. SEPARATOR .. final .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at,
     request.record, request.fingerprint, reply)
   seq = seq + 1

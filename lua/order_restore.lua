@@ -1,14 +1,14 @@
 #!lua
--- Restores an order, or a remote hold, from Postgres for a decision that needs it in Redis. One that is in Redis stays as it is:
+-- Restores an order from Postgres for a decision that needs it in Redis. One that is in Redis stays as it is:
 -- it is newer, or the same. This decides nothing, so there is no event; if the decision does not follow, the restored data
 -- expires.
 --
 -- The data read from Postgres may be stale: another request may have refunded the order. Redis has it then, because a refund
--- keeps an order (order_close) and a remote hold (stock_settle) until Postgres has the refund, and for a week after (order_evict).
+-- keeps an order (order_close) until Postgres has the refund, and for a week after (order_evict).
 -- A caller must have missed it in Redis first, then read Postgres, and call within a minute of that.
 --
--- KEYS 1 meta  hash    partition state
---      2       hash    the order, or the remote hold
+-- KEYS 1 meta   hash    partition state
+--      2 order  hash
 -- ARGV 1 how long it stays (ms)  then pairs: field, value
 -- Returns RESTORED | ALREADY_PRESENT | PARTITION_CLOSED
 --@include lists
@@ -16,7 +16,6 @@
 local meta, key = KEYS[1], KEYS[2]
 
 if not begin_decision(meta) then return { 'PARTITION_CLOSED' } end
--- A tombstone (order_resolve) has no user.
 if redis.call('HEXISTS', key, 'user') == 1 then return { 'ALREADY_PRESENT' } end
 local fields = {}
 for i = 2, #ARGV do fields[i - 1] = ARGV[i] end

@@ -14,6 +14,7 @@
 --     10 sold        hash    product id -> units sold
 --     11 rank_units  zset    the day's units by product
 --     12 rank_won    zset    the day's won by product
+--     13 freed       hash    product id -> units that ever came back on sale
 -- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 order id
 --      6 the payment's receipt  7 the digest of the payment's key or ''  8 APPROVED | DECLINED
 --      9 the gateway's transaction id or ''  10 operator  11 reason  12 the day, YYYYMMDD  13 its first instant (ms)
@@ -30,6 +31,7 @@
 local meta, outbox, record, waiting, user, order, gateway, rank_units, rank_won =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[11], KEYS[12]
 local stock, held, sold = new_counters(KEYS[8]), new_counters(KEYS[9]), new_counters(KEYS[10])
+local freed = new_counters(KEYS[13])
 local now, fingerprint, ttl, request_id, order_id, receipt, waiting_key, outcome, transaction, operator, reason, day =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11],
   ARGV[12]
@@ -39,14 +41,14 @@ local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
-local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'far', 'coupon', 'gateway', 'receipt', 'payment', 'type',
-  'key', 'fingerprint')
+local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'coupon', 'gateway', 'receipt', 'payment', 'type', 'key',
+  'fingerprint')
 if not o[1] then return { 'ORDER_NOT_FOUND' } end
-if o[6] ~= 'STARTED' then return { 'NOT_OPEN' } end
-if o[7] ~= receipt or (o[10] or '') ~= waiting_key then return { 'STALE' } end
+if o[5] ~= 'STARTED' then return { 'NOT_OPEN' } end
+if o[6] ~= receipt or (o[9] or '') ~= waiting_key then return { 'STALE' } end
 if now_ms < tonumber(ARGV[13]) or now_ms >= tonumber(ARGV[14]) then return { 'OTHER_DAY', now } end
-local user_id, final, lines, remote_lines, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[5], o[8], o[9]
-local waiting_print = o[11] or ''
+local user_id, final, lines, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[7], o[8]
+local waiting_print = o[10] or ''
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local ids, units, prices = unpack_lines(lines)
 local approved = outcome == 'APPROVED'
@@ -59,6 +61,7 @@ local to_units = approved and sold or stock
 held.load(ids)
 to_units.load(ids)
 move_units(ids, units, held, to_units)
+if to_units == stock then count_freed(freed, ids, units) end
 local user_fields = { 'open', whole(tonumber(u[4]) - 1) }
 local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
 if coupon then
@@ -74,14 +77,14 @@ local reply = { 'RESOLVED', epoch, seq + 1, status, now }
 if approved then
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_paid', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'payment', payment_id, 'type', payment_type, 'amount', final,
-    'receipt', receipt, 'method', 'GATEWAY', 'transaction', transaction, 'lines', lines, 'far', remote_lines,
+    'receipt', receipt, 'method', 'GATEWAY', 'transaction', transaction, 'lines', lines,
     'coupon', coupon_id, 'day', day, 'debit', 0, 'before', u[1], 'after', u[1], 'entry_no', u[2], 'prev', u[3],
     record_of(waiting, waiting_print, settled))
   redis.call('HSET', meta, 'seq', seq)
 else
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
     'rid', request_id, 'order', order_id, 'user', user_id, 'from', 'PENDING', 'status', 'FAILED',
-    'reason', 'PAYMENT_DECLINED', 'lines', lines, 'far', remote_lines, 'coupon', coupon_id, 'receipt', receipt, 'method', '',
+    'reason', 'PAYMENT_DECLINED', 'lines', lines,  'coupon', coupon_id, 'receipt', receipt, 'method', '',
     'day', '', 'watch', 1, 'withheld', 0, 'credit', 0, 'before', u[1], 'after', u[1], 'entry_no', u[2], 'prev', u[3],
     record_of(waiting, waiting_print, settled))
   redis.call('HSET', meta, 'seq', seq)
@@ -100,6 +103,7 @@ else
 end
 held.write()
 to_units.write()
+freed.write()
 write_in_chunks('HSET', user, user_fields)
 redis.call('ZADD', gateway, ask_at, order_id)
 remember(waiting, waiting_print, ttl, settled)

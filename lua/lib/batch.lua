@@ -51,5 +51,5 @@ end
 
 -- Writes the batch's events as one entry and returns the entry's id. The first write below the line.
 local function emit(outbox, epoch, events)
-  return redis.call('XADD', outbox, '*', 'v', 2, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
+  return redis.call('XADD', outbox, '*', 'v', 3, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
 end

@@ -64,6 +64,12 @@ local function move_units(ids, units, from, to)
   end
 end
 
+-- Counts units that came back on sale: who finds nothing on sale twice, and the same count, knows that there was nothing meanwhile.
+local function count_freed(freed, ids, units)
+  freed.load(ids)
+  for i = 1, #ids do freed.add(ids[i], units[i]) end
+end
+
 -- A user's coupon in a new state; its issue number and time stay.
 local function coupon_in_state(coupon, state, order_id, used_at)
   local issue_no, issued_at = string.match(coupon, '^(%d+)|(%d+)|')

@@ -4,8 +4,8 @@
 //! **A restore never undoes a refund.** Between the read from PostgreSQL and the restore, another process may restore and
 //! refund the order. The refunded order is then in Redis, and `order_restore.lua` leaves it alone: Redis keeps a refunded order
 //! until PostgreSQL has the refund, and for a week from then on. A restore is therefore safe if the read, first from Redis and
-//! then from PostgreSQL, is at most [`MAX_READ_AGE`] old; after that the caller reads again. The same holds for remote holds. A
-//! restore itself decides nothing: of two refunds, the second finds the order closed.
+//! then from PostgreSQL, is at most [`MAX_READ_AGE`] old; after that the caller reads again. A restore
+//! itself decides nothing: of two refunds, the second finds the order closed.
 //!
 //! **PostgreSQL may have gone back** behind the eviction of an order, by a failover to a standby that lacks the last commits. It is
 //! then projected again, and until it is as far as the eviction, what it lacks is unknown and not missing.
@@ -17,19 +17,17 @@ use std::time::{Duration, Instant};
 use chrono_tz::Tz;
 
 use crate::{
-    model::{Call, Error, OrderId, OrderLine, Partition, UserId},
+    model::{Error, OrderId, Partition},
     postgres::{self, progress::ProjectedPosition, queries::archived_orders, snapshot::OrderRow},
     redis::{
         Store,
-        commands::RemoteEnd,
         records::{OrderRecord, order_record},
-        retention::EvictionCandidate,
     },
 };
 
 /// The maximum age of a read that may be restored: far less than the time that refunded orders stay in Redis.
 const MAX_READ_AGE: Duration = Duration::from_secs(60);
-/// The lifetime of a restored order or hold if no decision follows.
+/// The lifetime of a restored order if no decision follows.
 const RESTORED_TTL_MS: i64 = 60_000;
 
 /// An order, from either store.
@@ -75,7 +73,7 @@ impl Archive {
             return Ok(Some(LocatedOrder { record, archived: None }));
         }
         let read = async || {
-            let row = archived_orders::order(&self.db, order, self.store.partitions(), self.zone.name()).await?;
+            let row = archived_orders::order(&self.db, order, self.zone.name()).await?;
             // An open order is never evicted: this one was placed after the read from Redis.
             Ok::<_, Error>(row.filter(OrderRow::is_closed))
         };
@@ -102,7 +100,7 @@ impl Archive {
         }
         let order = found.record.order.order_id;
         let owner = self.store.owner(order.get());
-        self.store.order_restore(owner, EvictionCandidate::Order(order), &row.fields(), RESTORED_TTL_MS).await?;
+        self.store.order_restore(owner, order, &row.fields(), RESTORED_TTL_MS).await?;
         Ok(true)
     }
 }
@@ -120,45 +118,4 @@ async fn check_evictions(store: &Store, db: &postgres::Connection, here: Partiti
         true => Err(Error::unavailable("PostgreSQL has gone back, and does not have every evicted order yet")),
         false => Ok(()),
     }
-}
-
-/// Ends an order's remote holds (see [`Store::end_remote`]). For a refund, restores the settled holds that are archived, and
-/// ends them too.
-///
-/// # Errors
-/// [`Error::Unavailable`] while Redis or PostgreSQL is. A retry is safe.
-pub async fn end_remote(
-    (store, db): (&Store, &postgres::Connection),
-    call: &Call,
-    (order, user): (OrderId, UserId),
-    remote: &[OrderLine],
-    end: RemoteEnd,
-    day: &str,
-) -> Result<(), Error> {
-    let read_at = Instant::now();
-    let missing = store.end_remote(call, order, user, remote, end, day).await?;
-    if end != RemoteEnd::Refunded {
-        // A missing hold has ended before and is archived.
-        return Ok(());
-    }
-    let mut restored = Vec::new();
-    for here in missing {
-        // A hold that is not sold in PostgreSQL was released, or never existed.
-        let mut lines = archived_orders::sold_remote(db, here.0, order).await?;
-        if lines.is_none() {
-            check_evictions(store, db, here).await?;
-            lines = archived_orders::sold_remote(db, here.0, order).await?;
-        }
-        let Some(lines) = lines else { continue };
-        let fields = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
-        if read_at.elapsed() > MAX_READ_AGE {
-            return Err(Error::unavailable("restoring an order's remote holds took too long"));
-        }
-        store.order_restore(here, EvictionCandidate::Hold(order), &fields, RESTORED_TTL_MS).await?;
-        restored.push(here);
-    }
-    let is_restored = |line: &&OrderLine| restored.contains(&store.owner(line.product_id.get()));
-    let remote: Vec<OrderLine> = remote.iter().filter(is_restored).copied().collect();
-    let missing: Vec<Partition> = store.end_remote(call, order, user, &remote, end, day).await?;
-    if missing.is_empty() { Ok(()) } else { Err(Error::unavailable("an order's remote holds were evicted again")) }
 }

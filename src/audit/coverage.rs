@@ -4,17 +4,21 @@
 //! an order (`gateway_said`, `gateway_asks`), the positions, the time and the history within the word of a process, which a
 //! process renews twice a second, the ids of requests in the outbox, the token of a prepared release, the remaining life of a
 //! key that expires (but of idempotency records), a sequence of ids that is too high, numbers of coupons that are skipped, the
-//! next check of a gateway or of a hold within its longest pause, and rankings of days that no scope covers any more.
+//! next check of a gateway within its longest pause, the number of units that came back on sale (`freed`), and rankings of days that no scope covers any more.
 
 use crate::redis::keys::KeyKind;
 
 pub const STATE: &str = "stores belong together";
 pub const PROJECTION: &str = "projection: PostgreSQL gets what is decided";
 pub const USERS: &str = "users: Redis = PostgreSQL";
-pub const PRODUCTS: &str = "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld";
+pub const PRODUCTS: &str =
+    "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld + with other partitions";
 pub const CAMPAIGNS: &str = "campaigns: Redis = PostgreSQL, issued = holders, issued + withheld <= total";
 pub const ORDERS: &str = "orders: Redis = PostgreSQL, total = lines, every hold has an end";
-pub const HOLDS: &str = "stock held for other partitions: Redis = PostgreSQL";
+pub const PARTITION_STOCK: &str =
+    "units of other partitions: Redis = PostgreSQL, received = on sale + held + sold + withheld + given back";
+pub const REMOTE_COUPONS: &str = "coupons of users of other partitions: Redis = PostgreSQL";
+pub const PRICES: &str = "prices in other partitions: those of the products";
 pub const RECORDS: &str = "idempotency records: Redis = PostgreSQL";
 pub const OUTBOX: &str = "outbox: no gap, and nothing that PostgreSQL has otherwise";
 pub const IDS: &str = "sequences of ids: above the ids in use";
@@ -33,15 +37,18 @@ pub fn checks_of(kind: &KeyKind) -> &'static [&'static str] {
         KeyKind::Ids => &[IDS, KEYS],
         KeyKind::Record(_) => &[RECORDS, KEYS],
         KeyKind::User(_) => &[USERS, KEYS],
+        KeyKind::Issued(_) => &[REMOTE_COUPONS, KEYS],
         KeyKind::Campaign(_) | KeyKind::Holders(_) => &[CAMPAIGNS, USERS, KEYS],
         KeyKind::Campaigns => &[CAMPAIGNS, INDEXES],
         KeyKind::Product(_) => &[PRODUCTS, KEYS],
         KeyKind::Catalogue | KeyKind::Category(_) => &[PRODUCTS, INDEXES],
-        KeyKind::Price | KeyKind::Stock | KeyKind::Held | KeyKind::Sold | KeyKind::Withheld => &[PRODUCTS, INDEXES],
+        KeyKind::Price | KeyKind::PriceVersion => &[PRODUCTS, PRICES, INDEXES],
+        KeyKind::Stock | KeyKind::Held | KeyKind::Sold | KeyKind::Withheld => &[PRODUCTS, PARTITION_STOCK, INDEXES],
+        KeyKind::Allotted | KeyKind::Regained | KeyKind::Recovered => &[PRODUCTS, BETWEEN, INDEXES],
+        KeyKind::Received | KeyKind::Returned | KeyKind::Surrendered => &[PARTITION_STOCK, BETWEEN, INDEXES],
+        KeyKind::Freed => &[INDEXES],
         KeyKind::Order(_) => &[ORDERS, KEYS],
         KeyKind::Expiry | KeyKind::Gateway => &[ORDERS, INDEXES],
-        KeyKind::Hold(_) => &[HOLDS, KEYS],
-        KeyKind::Holds => &[HOLDS, INDEXES],
         KeyKind::RankUnits(_) | KeyKind::RankWon(_) => &[RANKINGS, KEYS],
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     },
     postgres::{
         queries::decided::{CreatedKind, CreatedRow, IssuedRow, ResolutionRow},
-        snapshot::{CampaignRow, HoldRow, OrderRow, RecordRow, Snapshot},
+        snapshot::{AllotmentRow, CampaignRow, OrderRow, PartitionStockRow, RecordRow, Snapshot},
     },
 };
 
@@ -27,7 +27,9 @@ const RUNNING: &str = "7:RUNNING";
 pub(super) struct PageFacts {
     orders: HashMap<i64, OrderRow>,
     resolutions: HashMap<i64, ResolutionRow>,
-    holds: HashMap<i64, HoldRow>,
+    /// By product and other partition.
+    allotments: HashMap<(i64, i32), AllotmentRow>,
+    partition_stock: HashMap<i64, PartitionStockRow>,
     records: HashMap<String, RecordRow>,
     users: HashMap<i64, CreatedRow>,
     products: HashMap<i64, CreatedRow>,
@@ -41,7 +43,7 @@ pub(super) struct PageFacts {
     reserved_ids: HashMap<String, i64>,
 }
 
-/// The order that a decision is about, other than a hold of another partition's order.
+/// The order that a decision is about.
 fn order_of(body: &Body) -> Option<i64> {
     match body {
         Body::OrderPlaced(placed) => Some(placed.order.get()),
@@ -83,12 +85,14 @@ impl PageFacts {
         let bodies = || projected().map(|event| &event.body);
         let orders: Vec<i64> = bodies().filter_map(order_of).collect();
         let entries: Vec<&BalanceEntry> = bodies().filter_map(entry_of).collect();
-        let (mut holds, mut users, mut products, mut campaigns) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut given, mut had) = (Vec::new(), Vec::new());
+        let (mut users, mut products, mut campaigns) = (Vec::new(), Vec::new(), Vec::new());
         let (mut issued, mut remote, mut reserves) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()), false);
         for body in bodies() {
             users.extend(new_users(body).map(|(id, _)| id));
             match body {
-                Body::StockHeld { order, .. } | Body::StockSettled { order, .. } => holds.push(order.get()),
+                Body::StockAllotted { product, .. } | Body::StockRegained { product, .. } => given.push(product.get()),
+                Body::StockReceived { product, .. } | Body::StockReturned { product, .. } => had.push(product.get()),
                 Body::ProductCreated { product, .. } => products.push(product.get()),
                 Body::CampaignCreated(terms) => campaigns.push(terms.coupon_id.get()),
                 Body::CouponIssued { coupon, user, at_home, .. } => {
@@ -108,13 +112,18 @@ impl PageFacts {
             projected().filter_map(|event| event.record.as_ref()).map(|record| record.digest.clone()).collect();
         let mut facts = PageFacts::default();
         if !orders.is_empty() {
-            let rows = snapshot.orders_of(&orders, audit.store.partitions(), audit.zone.name()).await?;
+            let rows = snapshot.orders_of(&orders, audit.zone.name()).await?;
             facts.orders = rows.into_iter().map(|row| (row.id, row)).collect();
             let resolved = snapshot.resolutions(&orders).await?;
             facts.resolutions = resolved.into_iter().map(|row| (row.order_id, row)).collect();
         }
-        if !holds.is_empty() {
-            facts.holds = snapshot.holds_of(here.0, &holds).await?.into_iter().map(|row| (row.order_id, row)).collect();
+        if !given.is_empty() {
+            let rows = snapshot.allotments_of(&given).await?;
+            facts.allotments = rows.into_iter().map(|row| ((row.product_id, row.partition), row)).collect();
+        }
+        if !had.is_empty() {
+            let rows = snapshot.partition_stock_of(here.0, &had).await?;
+            facts.partition_stock = rows.into_iter().map(|row| (row.product_id, row)).collect();
         }
         if !digests.is_empty() {
             let rows = snapshot.records_of(here.0, &digests).await?;
@@ -167,16 +176,10 @@ impl PageFacts {
                 Body::CampaignUpdated { coupon, opens_at, closes_at } => {
                     walk.windows.insert(coupon.get(), (*position, (*opens_at, *closes_at)));
                 }
-                Body::StockSettled { order, forgotten: true, .. } => drop(walk.missing_holds.remove(&order.get())),
                 _ => {}
             }
             if !is_projected {
                 continue;
-            }
-            if let Body::StockHeld { order, .. } = &event.body
-                && !self.holds.contains_key(&order.get())
-            {
-                walk.missing_holds.insert(order.get(), *entry);
             }
             let mut wrong = self.of_event(event);
             wrong.extend(self.of_record(audit, event));
@@ -233,12 +236,22 @@ impl PageFacts {
                 let row = self.coupons.get(&(coupon.get(), user.get()));
                 of_coupon(row, (coupon.get(), user.get()), (*issue_no, issued_at.0))
             }
-            Body::StockHeld { order, user, lines } | Body::StockSettled { order, user, lines, .. } => {
-                let Some(row) = self.holds.get(&order.get()) else { return Vec::new() };
-                vec![
-                    differ("the user of a hold", user.get(), row.user_id),
-                    differ("the lines of a hold", pack_lines(lines), &row.lines),
-                ]
+            Body::StockAllotted { product, partition, total, .. } => {
+                let row = self.allotments.get(&(product.get(), i32::from(partition.0)));
+                vec![of_transfer("gave", *total, row.map(|row| row.allotted))]
+            }
+            Body::StockRegained { product, partition, total, withheld, .. } => {
+                let row = self.allotments.get(&(product.get(), i32::from(partition.0)));
+                let had = row.map(|row| if *withheld { row.recovered } else { row.regained });
+                vec![of_transfer("took back", *total, had)]
+            }
+            Body::StockReceived { product, total, .. } => {
+                vec![of_transfer("received", *total, self.partition_stock.get(&product.get()).map(|row| row.received))]
+            }
+            Body::StockReturned { product, total, withheld, .. } => {
+                let row = self.partition_stock.get(&product.get());
+                let had = row.map(|row| if *withheld { row.surrendered } else { row.returned });
+                vec![of_transfer("gave back", *total, had)]
             }
             Body::IdsReserved { sequence, last } => {
                 let reserved = self.reserved_ids.get(sequence).copied().unwrap_or(0);
@@ -281,6 +294,12 @@ impl PageFacts {
     }
 }
 
+/// The discrepancy of a count that only grows.
+fn of_transfer(verb: &str, total: i64, in_postgres: Option<i64>) -> Option<String> {
+    let known = in_postgres.unwrap_or_default();
+    (known < total).then(|| format!("the partition {verb} {total} units, and in PostgreSQL {known}"))
+}
+
 fn of_coupon(row: Option<&IssuedRow>, (coupon, user): (i64, i64), issued: (i64, i64)) -> Vec<Option<String>> {
     let wrong = match row {
         None => Some(format!("PostgreSQL does not have coupon {coupon} of user {user}")),
@@ -299,15 +318,11 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
         value.map(|value| value.to_string()).unwrap_or_default()
     }
     let (at, receipt) = (event.at.0, shown(row.receipt.as_ref()));
-    let lines = |own: &[_], remote: &[_]| {
-        [
-            differ("the lines", sorted(&pack_lines(own)), sorted(&row.own)),
-            differ("the remote lines", sorted(&pack_lines(remote)), sorted(&row.remote)),
-        ]
-    };
+    let lines = |lines: &[_]| differ("the lines", sorted(&pack_lines(lines)), sorted(&row.lines));
     let coupon = shown(row.coupon_id);
     match &event.body {
-        Body::OrderPlaced(placed) => Vec::from_iter(lines(&placed.lines, &placed.remote).into_iter().chain([
+        Body::OrderPlaced(placed) => vec![
+            lines(&placed.lines),
             differ("the user", placed.user.get(), row.user_id),
             differ("the total", placed.total, row.total),
             differ("the discount", placed.discount, row.discount),
@@ -315,7 +330,7 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
             differ("the coupon", shown(placed.coupon), coupon),
             differ("the time of its placement", at, row.placed_at),
             differ("the end of its hold", placed.expires_at.0, row.expires_at),
-        ])),
+        ],
         Body::PaymentStarted(started) => vec![
             differ("the user", started.user.get(), row.user_id),
             differ("the payment", started.payment.get(), shown(row.payment_id)),
@@ -328,42 +343,40 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
             let method = if paid.by_gateway { "GATEWAY" } else { "BALANCE" };
             // A refund, or the gateway's word after an operator's, may bring another transaction.
             let is_final = resolution.is_none() && matches!(row.payment_status.as_deref(), Some("PAID" | "REFUND_DUE"));
-            Vec::from_iter(
-                lines(&paid.lines, &paid.remote).into_iter().chain([
-                    differ("the user", paid.user.get(), row.user_id),
-                    differ("the payment", paid.payment.get(), shown(row.payment_id)),
-                    differ("the type of its payment", paid.payment_type.as_str(), shown(row.payment_type.as_ref())),
-                    differ("the price", paid.amount, row.final_price),
-                    differ("the receipt", &paid.receipt, receipt),
-                    differ("the method of its payment", method, shown(row.method.as_ref())),
-                    differ(
-                        "the gateway's transaction",
-                        shown(paid.transaction.as_ref()),
-                        shown(row.transaction_id.as_ref()),
-                    )
-                    .filter(|_| is_final),
-                    differ("the coupon", shown(paid.coupon), coupon),
-                    differ("the time of payment", at, shown(row.paid_at)),
-                    differ("the day of the sale", &paid.day, shown(row.day.as_ref())),
-                ]),
-            )
+            vec![
+                lines(&paid.lines),
+                differ("the user", paid.user.get(), row.user_id),
+                differ("the payment", paid.payment.get(), shown(row.payment_id)),
+                differ("the type of its payment", paid.payment_type.as_str(), shown(row.payment_type.as_ref())),
+                differ("the price", paid.amount, row.final_price),
+                differ("the receipt", &paid.receipt, receipt),
+                differ("the method of its payment", method, shown(row.method.as_ref())),
+                differ(
+                    "the gateway's transaction",
+                    shown(paid.transaction.as_ref()),
+                    shown(row.transaction_id.as_ref()),
+                )
+                .filter(|_| is_final),
+                differ("the coupon", shown(paid.coupon), coupon),
+                differ("the time of payment", at, shown(row.paid_at)),
+                differ("the day of the sale", &paid.day, shown(row.day.as_ref())),
+            ]
         }
         Body::OrderClosed(closed) => {
             let was_paid = closed.from == OrderStatus::Paid;
-            Vec::from_iter(
-                lines(&closed.lines, &closed.remote).into_iter().chain([
-                    differ("the user", closed.user.get(), row.user_id),
-                    differ("whether it was paid", was_paid, row.paid_at.is_some()),
-                    differ("the status", closed.status.as_str(), &row.status),
-                    differ("the reason of its end", closed.reason.as_str(), shown(row.close_reason.as_ref())),
-                    differ("the time of its end", at, shown(row.closed_at)),
-                    differ("the coupon", shown(closed.coupon), coupon),
-                    closed.receipt.as_ref().and_then(|closed| differ("the receipt", closed, &receipt)),
-                    differ("a refund by the gateway", closed.by_gateway, row.method.as_deref() == Some("GATEWAY"))
-                        .filter(|_| was_paid),
-                    differ("the day of the sale", &closed.day, shown(row.day.as_ref())).filter(|_| was_paid),
-                ]),
-            )
+            vec![
+                lines(&closed.lines),
+                differ("the user", closed.user.get(), row.user_id),
+                differ("whether it was paid", was_paid, row.paid_at.is_some()),
+                differ("the status", closed.status.as_str(), &row.status),
+                differ("the reason of its end", closed.reason.as_str(), shown(row.close_reason.as_ref())),
+                differ("the time of its end", at, shown(row.closed_at)),
+                differ("the coupon", shown(closed.coupon), coupon),
+                closed.receipt.as_ref().and_then(|closed| differ("the receipt", closed, &receipt)),
+                differ("a refund by the gateway", closed.by_gateway, row.method.as_deref() == Some("GATEWAY"))
+                    .filter(|_| was_paid),
+                differ("the day of the sale", &closed.day, shown(row.day.as_ref())).filter(|_| was_paid),
+            ]
         }
         Body::PaymentEnded { receipt: of, outcome, transaction, .. } => {
             let status = match outcome {

@@ -8,7 +8,10 @@ use crate::{
         CouponId, Millis, OrderStatus, RECORD_TTL_MS,
         event::{Body, OrderPlaced, pack_lines},
     },
-    postgres::snapshot::{CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RecordRow, UserRow},
+    postgres::snapshot::{
+        AllotmentRow, CampaignRow, CouponRow, OrderRow, PartitionStockRow, ProductRow, RecordRow, RemoteCouponRow,
+        UserRow,
+    },
     redis::{commands::DAY_FORMAT, records::pack_coupon},
 };
 
@@ -74,15 +77,18 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             held: 0,
             sold: 0,
             withheld: 0,
+            allotted: 0,
             stocked: 0,
+            price_version: 0,
         };
         products.insert(new.id, row);
     }
-    for (id, (name, price, category)) in &since.batch.descriptions {
+    for (id, described) in &since.batch.descriptions {
         products.entry(*id).and_modify(|row| {
-            row.name.clone_from(name);
-            row.price = *price;
-            row.category.clone_from(category);
+            row.name.clone_from(&described.name);
+            row.price = described.price;
+            row.category.clone_from(&described.category);
+            row.price_version = described.version;
         });
     }
     for (id, units) in &since.batch.units {
@@ -91,6 +97,7 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             row.held += units.held;
             row.sold += units.sold;
             row.withheld += units.withheld;
+            row.allotted += units.allotted;
             row.stocked += units.stocked;
         });
     }
@@ -203,8 +210,7 @@ fn placed_order(placed: &OrderPlaced, at: Millis) -> OrderRow {
         close_reason: None,
         ended_at: None,
         day: None,
-        own: pack_lines(&placed.lines),
-        remote: pack_lines(&placed.remote),
+        lines: pack_lines(&placed.lines),
         payment_id: None,
         payment_type: None,
         method: None,
@@ -218,31 +224,52 @@ fn placed_order(placed: &OrderPlaced, at: Millis) -> OrderRow {
     }
 }
 
-/// Orders whose remote hold has ended with a sale or a refund in PostgreSQL and has no later decision: only these holds may be
-/// evicted. (A released hold expires by itself.)
-pub(super) fn evictable_holds(rows: &[HoldRow], since: &Delta) -> HashSet<i64> {
-    let ended = rows.iter().filter(|row| matches!(row.state.as_str(), "SETTLED" | "REFUNDED")).map(|row| row.order_id);
-    ended.filter(|order| !since.batch.holds.contains_key(order)).collect()
+/// The units of products of other partitions, and what was received and given back, by product.
+pub(super) fn expected_partition_stock(rows: Vec<PartitionStockRow>, since: &Delta) -> HashMap<i64, PartitionStockRow> {
+    let mut stock: HashMap<i64, PartitionStockRow> = rows.into_iter().map(|row| (row.product_id, row)).collect();
+    for (id, units) in &since.batch.units {
+        let row = stock.entry(*id).or_default();
+        row.on_sale += units.on_sale;
+        row.held += units.held;
+        row.sold += units.sold;
+        row.withheld += units.withheld;
+    }
+    for (id, transfer) in &since.batch.transfers {
+        let row = stock.entry(*id).or_default();
+        row.received += transfer.received;
+        row.returned += transfer.returned;
+        row.surrendered += transfer.surrendered;
+    }
+    stock
 }
 
-/// Remote holds by order. The end of its order's hold is unknown of a hold that PostgreSQL lacks.
-pub(super) fn expected_holds(rows: Vec<HoldRow>, since: &Delta) -> HashMap<i64, HoldRow> {
-    let mut holds: HashMap<i64, HoldRow> = rows.into_iter().map(|row| (row.order_id, row)).collect();
-    for (order, hold) in &since.batch.holds {
-        let (state, lines) = (hold.state.as_str().to_owned(), pack_lines(&hold.lines));
-        let new = HoldRow {
-            partition: 0,
-            order_id: *order,
-            user_id: hold.user,
-            state,
-            lines,
-            placed_at: None,
-            expires_at: holds.get(order).and_then(|row| row.expires_at),
-            paid_at: None,
-        };
-        holds.insert(*order, new);
+/// What the owner partition of products gave to others and took back, by product and other partition.
+pub(super) fn expected_allotments(rows: Vec<AllotmentRow>, since: &Delta) -> BTreeMap<(i64, u16), [i64; 3]> {
+    let counts =
+        |row: AllotmentRow| ((row.product_id, row.partition as u16), [row.allotted, row.regained, row.recovered]);
+    let mut allotments: BTreeMap<(i64, u16), [i64; 3]> = rows.into_iter().map(counts).collect();
+    for (key, delta) in &since.batch.allotments {
+        let counts = allotments.entry(*key).or_default();
+        for (count, more) in counts.iter_mut().zip([delta.allotted, delta.regained, delta.recovered]) {
+            *count += more;
+        }
     }
-    holds
+    allotments
+}
+
+/// The records of the coupons that campaigns issued to users of other partitions, by user and campaign.
+pub(super) fn expected_remote_coupons(
+    rows: Vec<RemoteCouponRow>,
+    since: &Delta,
+) -> HashMap<i64, BTreeMap<i64, String>> {
+    let rows = rows.into_iter().map(|row| (row.user_id, row.coupon_id, row.issue_no, row.issued_at));
+    let new = since.batch.remote_coupons.iter().map(|new| (new.user, new.coupon, new.issue_no, new.at.0));
+    let mut by_user: HashMap<i64, BTreeMap<i64, String>> = HashMap::new();
+    for (user, coupon, issue_no, issued_at) in rows.chain(new) {
+        let record = pack_coupon(issue_no, Millis(issued_at), "A", None, None);
+        by_user.entry(user).or_default().insert(coupon, record);
+    }
+    by_user
 }
 
 /// Idempotency records by the digest of the key.

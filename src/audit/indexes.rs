@@ -10,7 +10,7 @@ use super::{
     report::{Findings, UNKNOWN},
 };
 use crate::{
-    model::{OrderId, Partition},
+    model::Partition,
     postgres::{queries::page::RecordKind, snapshot::Snapshot},
     redis::{
         keys::KeyKind,
@@ -28,7 +28,6 @@ impl Audit {
                 (KeyKind::Gateway, RecordKind::Orders),
                 (KeyKind::Catalogue, RecordKind::Products),
                 (KeyKind::Campaigns, RecordKind::Campaigns),
-                (KeyKind::Holds, RecordKind::Holds),
             ] {
                 let mut offset = 0;
                 loop {
@@ -39,20 +38,39 @@ impl Audit {
                     offset += page.len();
                     findings.count(page.len() as i64);
                     let members: Vec<String> = page.into_iter().map(|(member, _)| member).collect();
-                    if kind == RecordKind::Holds {
-                        self.held_members(here, &members, &mut findings).await?;
-                    } else {
-                        self.members(kind, here, &set, &members, &mut findings).await?;
-                    }
+                    self.members(kind, here, &set, &members, &mut findings).await?;
                 }
             }
-            for hash in [KeyKind::Price, KeyKind::Stock, KeyKind::Held, KeyKind::Sold, KeyKind::Withheld] {
+            for hash in [
+                KeyKind::Price,
+                KeyKind::PriceVersion,
+                KeyKind::Stock,
+                KeyKind::Held,
+                KeyKind::Sold,
+                KeyKind::Withheld,
+                KeyKind::Freed,
+                KeyKind::Received,
+                KeyKind::Returned,
+                KeyKind::Surrendered,
+                KeyKind::Allotted,
+                KeyKind::Regained,
+                KeyKind::Recovered,
+            ] {
                 let mut cursor = Some("0".to_owned());
                 while let Some(from) = cursor {
                     let (fields, next) = self.store.field_page(here, &hash, &from).await?;
                     cursor = next;
                     findings.count(fields.len() as i64);
-                    self.members(RecordKind::Products, here, &hash, &fields, &mut findings).await?;
+                    if hash == KeyKind::Freed {
+                        // No row has this count. Where it is no count, nothing is sold out.
+                        let strange = fields.iter().filter(|(_, units)| number(units).is_none_or(|units| units < 0));
+                        let strange: Vec<_> = strange.collect();
+                        if !strange.is_empty() {
+                            findings.add(format!("partition {}: {hash:?} has {strange:?}", here.0));
+                        }
+                    }
+                    let fields = fields.into_iter().map(|(field, _)| field).collect();
+                    self.units(here, &hash, fields, &mut findings).await?;
                 }
             }
         }
@@ -84,23 +102,49 @@ impl Audit {
         Ok(())
     }
 
-    /// Checks that the members of the index of remote holds, `order:user`, are of stock that is held for them.
-    async fn held_members(&self, here: Partition, members: &[String], findings: &mut Findings) -> anyhow::Result<()> {
-        let mut pairs = Vec::new();
-        for member in members {
-            let pair = member.split_once(':').and_then(|(order, user)| Some((number(order)?, number(user)?)));
-            match pair.filter(|(order, _)| OrderId::new(*order).is_some()) {
-                Some(pair) => pairs.push(pair),
-                None => findings.add(format!("partition {}: the index of remote holds has {member:?}", here.0)),
+    /// Compares the products in the fields of a hash of units, if PostgreSQL lacks them: those of the partition, and those of others.
+    async fn units(
+        &self,
+        here: Partition,
+        hash: &KeyKind,
+        fields: Vec<String>,
+        findings: &mut Findings,
+    ) -> anyhow::Result<()> {
+        let is_given = matches!(hash, KeyKind::Allotted | KeyKind::Regained | KeyKind::Recovered);
+        let is_received = matches!(hash, KeyKind::Received | KeyKind::Returned | KeyKind::Surrendered);
+        let (mut own, mut remote) = (Vec::new(), Vec::new());
+        for field in fields {
+            // Given units are named by product and partition.
+            let product = match field.split_once(':') {
+                Some((product, other)) if is_given => {
+                    let other = number(other).and_then(|other| u16::try_from(other).ok());
+                    let is_other = other.is_some_and(|other| other != here.0 && other < self.store.partitions());
+                    if is_other { product.to_owned() } else { field }
+                }
+                _ => field,
+            };
+            let is_own = number(&product).is_some_and(|id| self.store.owner(id) == here);
+            if is_given && !is_own {
+                findings.add(format!("partition {}: {hash:?} has {product:?}", here.0));
+            } else if is_own && !is_received {
+                own.push(product);
+            } else {
+                remote.push(product);
             }
         }
-        for (order, user) in self.store.strange_holds(here, &pairs).await? {
-            findings.add(format!(
-                "partition {}: the clock looks at stock held for order {order} of user {user}, which is not there",
-                here.0
-            ));
+        let ids =
+            remote.iter().filter_map(|product| number(product).filter(|id| *id > 0 && self.store.owner(*id) != here));
+        let mut ids: Vec<i64> = ids.collect();
+        if ids.len() < remote.len() {
+            let strange: Vec<&String> =
+                remote.iter().filter(|product| number(product).is_none_or(|id| !ids.contains(&id))).collect();
+            findings.add(format!("partition {}: {hash:?} has {strange:?}", here.0));
         }
-        Ok(())
+        self.retain_unknown(RecordKind::PartitionStock, here, &mut ids).await?;
+        let mut unknown = Findings::new("", "");
+        self.compare(RecordKind::PartitionStock, here, &ids, &mut unknown).await?;
+        findings.take(unknown);
+        self.members(RecordKind::Products, here, hash, &own, findings).await
     }
 
     /// Keeps the ids that PostgreSQL does not have.
@@ -176,11 +220,11 @@ impl Audit {
             (RecordKind::Products, scanned.products),
             (RecordKind::Campaigns, scanned.campaigns),
             (RecordKind::Orders, scanned.orders),
-            (RecordKind::Holds, scanned.holds),
+            (RecordKind::RemoteCoupons, scanned.remote_coupons),
         ];
         let mut unknown = Findings::new("", "");
         for (kind, mut ids) in kinds {
-            if kind != RecordKind::Holds {
+            if kind != RecordKind::RemoteCoupons {
                 for id in ids.extract_if(.., |id| self.store.owner(*id) != here) {
                     let owner = self.store.owner(id).0;
                     unknown.add(format!("{kind:?} {id} is in partition {} instead of {owner}", here.0));

@@ -24,7 +24,7 @@ struct Invariant {
     wrong: &'static str,
 }
 
-const INVARIANTS: [Invariant; 12] = [
+const INVARIANTS: [Invariant; 13] = [
     Invariant {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -46,31 +46,43 @@ const INVARIANTS: [Invariant; 12] = [
                 WHERE balance <> coalesce(sum, 0) OR balance < 0",
     },
     Invariant {
-        name: "products: stocked = on sale + held + sold + withheld",
+        name: "products: stocked = on sale + held + sold + withheld + with other partitions",
         noun: "products",
         count: "SELECT count(*) FROM products",
-        wrong: "SELECT format('product %s: %s + %s + %s + %s is not %s', id, on_sale, held, sold, withheld, stocked) AS what
+        wrong: "SELECT format('product %s: %s + %s + %s + %s + %s is not %s', id, on_sale, held, sold, withheld, allotted, stocked)
+                    AS what
                 FROM products
-                WHERE on_sale + held + sold + withheld <> stocked OR least(on_sale, held, sold, withheld) < 0",
+                WHERE on_sale + held + sold + withheld + allotted <> stocked
+                   OR least(on_sale, held, sold, withheld, allotted) < 0
+                   OR allotted <> coalesce((SELECT sum(a.allotted - a.regained - a.recovered) FROM allotments AS a
+                                            WHERE product_id = id), 0)",
+    },
+    Invariant {
+        name: "units of other partitions: received = on sale + held + sold + withheld + given back",
+        noun: "products by partition",
+        count: "SELECT count(*) FROM partition_stock",
+        wrong: "SELECT format('product %s in partition %s: %s + %s + %s + %s is not %s - %s - %s', product_id, partition, on_sale, held,
+                    sold, withheld, received, returned, surrendered) AS what
+                FROM partition_stock
+                WHERE on_sale + held + sold + withheld <> received - returned - surrendered
+                   OR least(on_sale, held, sold, withheld) < 0",
     },
     Invariant {
         name: "products: held and sold are the lines of PENDING and PAID orders",
-        noun: "products",
-        count: "SELECT count(*) FROM products",
-        // Lines of remote orders count by the stock that is held for them.
-        wrong: "SELECT format('product %s: held %s of %s, sold %s of %s', id, held, coalesce(h, 0), sold, coalesce(s, 0)) AS what
-                FROM products LEFT JOIN (
-                    SELECT product_id, sum(quantity) FILTER (WHERE state = 'HELD') AS h,
-                        sum(quantity) FILTER (WHERE state = 'SETTLED') AS s
-                    FROM (
-                        SELECT product_id, quantity, CASE status WHEN 'PENDING' THEN 'HELD' ELSE 'SETTLED' END AS state
-                        FROM orders JOIN order_lines ON order_id = id
-                        WHERE status IN ('PENDING', 'PAID') AND product_id % $1 = id % $1
-                        UNION ALL
-                        SELECT split_part(line, ':', 1)::bigint, split_part(line, ':', 2)::bigint, state
-                        FROM stock_holds, string_to_table(lines, ',') AS line WHERE state IN ('HELD', 'SETTLED')) AS lines
-                    GROUP BY product_id) AS l ON product_id = id
-                WHERE held <> coalesce(h, 0) OR sold <> coalesce(s, 0)",
+        noun: "products by partition",
+        count: "SELECT (SELECT count(*) FROM products) + (SELECT count(*) FROM partition_stock)",
+        wrong: "SELECT format('product %s: held %s of %s, sold %s of %s in partition %s', product_id, s.held,
+                    coalesce(l.held, 0), s.sold, coalesce(l.sold, 0), partition) AS what
+                FROM (
+                    SELECT id AS product_id, (id % $1)::integer AS partition, held, sold FROM products
+                    UNION ALL SELECT product_id, partition, held, sold FROM partition_stock) AS s
+                FULL JOIN (
+                    SELECT product_id, (id % $1)::integer AS partition,
+                        coalesce(sum(quantity) FILTER (WHERE status = 'PENDING'), 0) AS held,
+                        coalesce(sum(quantity) FILTER (WHERE status = 'PAID'), 0) AS sold
+                    FROM orders JOIN order_lines ON order_id = id WHERE status IN ('PENDING', 'PAID') GROUP BY 1, 2) AS l
+                    USING (product_id, partition)
+                WHERE (coalesce(s.held, 0), coalesce(s.sold, 0)) <> (coalesce(l.held, 0), coalesce(l.sold, 0))",
     },
     Invariant {
         name: "campaigns: issued is the number of coupons, and never more than there are",
@@ -195,30 +207,24 @@ pub(super) async fn check(audit: &Audit, report: &mut AuditReport) -> anyhow::Re
 }
 
 /// The steps between two partitions that are pending in PostgreSQL, and the number of rows that were checked. The relay
-/// takes a step soon, so only a step that stays pending is a discrepancy. HELD stock is not among them: the sweeper
-/// asks for its order.
+/// takes a step soon, so only a step that stays pending is a discrepancy.
 pub(super) async fn between_partitions(audit: &Audit) -> anyhow::Result<(i64, Vec<String>)> {
     let mut snapshot = Snapshot::begin(&audit.db).await?;
     let (_, found) = snapshot.discrepancies(BETWEEN, audit.store.partitions(), MAX_NAMED_STEPS).await?;
     let count =
-        snapshot.count("SELECT (SELECT count(*) FROM stock_holds) + (SELECT count(*) FROM remote_coupons)").await?;
+        snapshot.count("SELECT (SELECT count(*) FROM allotments) + (SELECT count(*) FROM remote_coupons)").await?;
     snapshot.end().await?;
     Ok((count, found))
 }
 
 const BETWEEN: &str = "
-        WITH wanted AS (
-            SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.status
-            FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id WHERE l.product_id % $1 <> o.id % $1 GROUP BY 1, 2, 3)
-        SELECT format('order %s is %s, and partition %s has its stock %s', coalesce(w.order_id, h.order_id),
-            coalesce(w.status, 'not there'), coalesce(w.partition, h.partition), coalesce(h.state, 'not held')) AS what
-        FROM wanted AS w FULL JOIN stock_holds AS h ON h.partition = w.partition AND h.order_id = w.order_id
-        WHERE (h.state = 'SETTLED' AND w.status IS DISTINCT FROM 'PAID')
-           OR (w.status IN ('PENDING', 'PAID') AND coalesce(h.state, 'RELEASED') IN ('RELEASED', 'REFUNDED'))
-        UNION ALL
-        SELECT format('coupon %s was issued to user %s, who does not have it', coupon_id, user_id)
-        FROM remote_coupons AS f WHERE NOT EXISTS (
-            SELECT FROM user_coupons AS c WHERE c.coupon_id = f.coupon_id AND c.user_id = f.user_id)
+        SELECT format('product %s: partition %s was given %s, received %s, gave back %s and %s, of which %s and %s were taken back',
+            p.id, coalesce(a.partition, s.partition), coalesce(a.allotted, 0), coalesce(s.received, 0), coalesce(s.returned, 0),
+            coalesce(s.surrendered, 0), coalesce(a.regained, 0), coalesce(a.recovered, 0)) AS what
+        FROM allotments AS a FULL JOIN partition_stock AS s ON s.product_id = a.product_id AND s.partition = a.partition
+        JOIN products AS p ON p.id = coalesce(a.product_id, s.product_id)
+        WHERE (coalesce(a.allotted, 0), coalesce(a.regained, 0), coalesce(a.recovered, 0))
+            <> (coalesce(s.received, 0), coalesce(s.returned, 0), coalesce(s.surrendered, 0))
         UNION ALL
         SELECT format('coupon %s is in the hands of user %s, to whom it was not issued', coupon_id, user_id)
         FROM user_coupons AS c WHERE coupon_id % $1 <> user_id % $1 AND NOT EXISTS (

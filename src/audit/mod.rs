@@ -35,8 +35,8 @@ pub use tracker::{AuditProgress, AuditTracker};
 use self::{
     compared::ComparedIds,
     coverage::{
-        BETWEEN, CAMPAIGNS, HOLDS, IDS, INDEXES, KEYS, ORDERS, OUTBOX, PROCESSES, PRODUCTS, PROJECTION, RANKINGS,
-        RECORDS, STATE, USERS,
+        BETWEEN, CAMPAIGNS, IDS, INDEXES, KEYS, ORDERS, OUTBOX, PARTITION_STOCK, PRICES, PROCESSES, PRODUCTS,
+        PROJECTION, RANKINGS, RECORDS, REMOTE_COUPONS, STATE, USERS,
     },
     report::Findings,
 };
@@ -68,12 +68,13 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The kinds of records, each with its check and their noun, in the order of the report.
-const KINDS: [(RecordKind, &str, &str); 5] = [
+const KINDS: [(RecordKind, &str, &str); 6] = [
     (RecordKind::Users, USERS, "users"),
     (RecordKind::Products, PRODUCTS, "products"),
     (RecordKind::Campaigns, CAMPAIGNS, "campaigns"),
     (RecordKind::Orders, ORDERS, "orders"),
-    (RecordKind::Holds, HOLDS, "holds"),
+    (RecordKind::PartitionStock, PARTITION_STOCK, "products"),
+    (RecordKind::RemoteCoupons, REMOTE_COUPONS, "users"),
 ];
 
 /// The dependencies of an audit. Clones share the connections and the progress.
@@ -122,7 +123,7 @@ impl Audit {
         self.expect().await?;
         let mut compared = ComparedIds::new(self.store.partitions());
         for (kind, name, noun) in KINDS {
-            if kind == RecordKind::Holds && self.store.partitions() == 1 {
+            if matches!(kind, RecordKind::PartitionStock | RecordKind::RemoteCoupons) && self.store.partitions() == 1 {
                 continue;
             }
             self.tracker.begin(name);
@@ -163,6 +164,7 @@ impl Audit {
         if self.store.partitions() > 1 {
             let steps = async || invariants::between_partitions(self).await;
             report.add(self.repeat(BETWEEN, "steps", steps).await?);
+            report.add(self.repeat(PRICES, "prices", async || self.prices().await).await?);
         }
         Ok(())
     }

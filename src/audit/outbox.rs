@@ -4,7 +4,7 @@
 //! The outbox grows and is trimmed meanwhile. A page of entries is read first, and then PostgreSQL: up to the position there, it
 //! has every decision of the page. Only what no later decision changes is compared.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Audit,
@@ -50,10 +50,8 @@ const NAMES: &[&str] = &[
     "epoch",
     "events",
     "expires_at",
-    "far",
     "final",
     "first",
-    "forgotten",
     "from",
     "issue_no",
     "issued_at",
@@ -66,6 +64,7 @@ const NAMES: &[&str] = &[
     "operator",
     "order",
     "outcome",
+    "partition",
     "payment",
     "prefixed",
     "prev",
@@ -80,13 +79,13 @@ const NAMES: &[&str] = &[
     "sequence",
     "status",
     "step",
-    "to",
     "total",
     "transaction",
     "type",
     "units",
     "user",
     "v",
+    "version",
     "watch",
     "why",
     "withheld",
@@ -114,8 +113,6 @@ pub(super) struct Walk {
     first: StreamId,
     /// By user.
     changes: HashMap<i64, BalanceChange>,
-    /// Orders of holds that PostgreSQL lacks: it has none of an order that was never placed.
-    pub(super) missing_holds: BTreeMap<i64, StreamId>,
     /// The last name, price and category of products, and the last windows of campaigns, that were changed.
     pub(super) descriptions: HashMap<i64, (Position, String)>,
     pub(super) windows: HashMap<i64, (Position, (Millis, Millis))>,
@@ -293,10 +290,6 @@ pub(super) fn entry_of(body: &Body) -> Option<&BalanceEntry> {
 impl Audit {
     /// Checks what only the end of the walk tells.
     async fn end_walk(&self, here: Partition, walk: Walk, findings: &mut Findings) -> anyhow::Result<()> {
-        for (order, entry) in &walk.missing_holds {
-            findings
-                .add(format!("partition {}, entry {entry}: PostgreSQL has no stock held for order {order}", here.0));
-        }
         let (products, campaigns) =
             (Vec::from_iter(walk.descriptions.keys().copied()), Vec::from_iter(walk.windows.keys().copied()));
         if products.is_empty() && campaigns.is_empty() {

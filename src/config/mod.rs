@@ -30,7 +30,7 @@ pub use self::{
     postgres::PostgresConfig,
     projector::ProjectorConfig,
     redis::{RedisConfig, RedisDurability},
-    retention::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
+    retention::{Retention, RetentionConfig},
     secrets::{PUBLIC_POSTGRES_PARAMETERS, Redacting, Secret, hide, redact, url_of},
     shop::{MAX_LEASE_MS, ShopConfig},
     telemetry::{LogFormat, TelemetryConfig},

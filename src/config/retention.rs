@@ -2,9 +2,8 @@
 
 use clap::Args;
 
-/// The lifetime of the tombstone of an ended remote hold, or of an order that never was: a week, longer than the relay's
-/// lag ever is.
-pub const TOMBSTONE_TTL_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// The least time that a refunded order stays: a week, longer than the relay's lag ever is.
+const REFUNDED_KEEP_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
 /// The time that closed orders stay in Redis after PostgreSQL has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +16,7 @@ impl Retention {
         Retention { closed_ms: closed.saturating_mul(1000) }
     }
 
-    /// The time for a paid, failed or cancelled order, and for its settled remote holds.
+    /// The time for a paid, failed or cancelled order.
     pub fn closed_ms(self) -> i64 {
         self.closed_ms
     }
@@ -25,7 +24,7 @@ impl Retention {
     /// The time for a refunded order: a week at least. A process that read the order as paid in PostgreSQL, and restores it
     /// later, must find the refunded order in Redis (see `order_restore.lua`).
     pub fn refunded_ms(self) -> i64 {
-        self.closed_ms.max(TOMBSTONE_TTL_MS)
+        self.closed_ms.max(REFUNDED_KEEP_MS)
     }
 }
 

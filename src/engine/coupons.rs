@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::redis::records::CouponRecord;
+use crate::redis::{commands::Issued, records::CouponRecord};
 
 /// The maximum number of cached campaigns.
 const MAX_CACHED_CAMPAIGNS: usize = 10_000;
@@ -46,11 +46,10 @@ impl Engine {
         }
         let _operation = self.store.begin_operation();
         let (owner, here) = (self.store.owner(user.get()), self.store.owner(coupon.get()));
-        let remote = owner != here;
-        if remote {
+        if owner != here {
             // Check the key before the user: it may belong to another request.
             self.store.check_key(call, owner).await?;
-            self.store.balance(user).await?;
+            self.check_user(user).await?;
         }
         // Read before the decision: after it, nothing that the reply needs may fail.
         let terms = self.terms(coupon).await?;
@@ -61,14 +60,28 @@ impl Engine {
                 }
             },
         )?;
-        if remote {
-            // If this fails, the coupon is issued nevertheless, and the relay grants it.
-            self.store.coupon_grant(call, user, coupon, issued.value).await?;
-        }
         let terms =
             terms.ok_or_else(|| Error::Internal(anyhow::anyhow!("coupon {coupon} was issued without terms")))?;
         let (issue_no, issued_at) = (issued.value.issue_no, issued.value.issued_at);
         Ok(Reply { value: IssuedCoupon { terms, issue_no, issued_at }, replayed: issued.replayed })
+    }
+
+    /// Checks that a user exists.
+    async fn check_user(&self, user: UserId) -> Result<(), Error> {
+        if self.sold_out.knows(user) {
+            return Ok(());
+        }
+        self.store.balance(user).await?;
+        self.sold_out.learn(user);
+        Ok(())
+    }
+
+    /// Puts a coupon, which a campaign of another partition issued, beside its user, so that an order can use it.
+    pub(super) async fn grant_coupon(&self, call: &Call, user: UserId, coupon: CouponId) -> Result<(), Error> {
+        let Some(CouponRecord { issue_no, issued_at, .. }) = self.store.issued_coupon(user, coupon).await? else {
+            return Ok(());
+        };
+        self.store.coupon_grant(call, user, coupon, Issued { issue_no, issued_at }).await
     }
 
     /// A user's coupons, in the order of their issue.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use crate::{
     config::{Ack, DurabilityConfig},
-    model::{AcknowledgedPositions, Error, OrderId, Partition, Position, Replication},
+    model::{AcknowledgedPositions, Error, Partition, Position, Replication},
     postgres,
     telemetry::metrics,
     worker::{Worker, Workers},
@@ -127,7 +127,7 @@ async fn wait_until_replicated(replications: Vec<Replication>) -> Result<(), Err
 
 fn refused_by_postgres() -> Error {
     let reason = "PostgreSQL refused the decision: it is a dead letter".to_owned();
-    Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY, not_run: false }
+    Error::Unavailable { reason, retry_after: DEAD_LETTER_RETRY }
 }
 
 impl Engine {
@@ -158,7 +158,7 @@ impl Engine {
         if self.durability.sheds(backlog) {
             metrics::SHED.with_label_values(&["backlog"]).inc();
             let reason = format!("PostgreSQL is {backlog} decisions behind");
-            return Err(Error::Unavailable { reason, retry_after: SHED_RETRY, not_run: true });
+            return Err(Error::Unavailable { reason, retry_after: SHED_RETRY });
         }
         Ok(match self.durability.ack {
             Ack::Redis => AcknowledgedPositions::default(),
@@ -182,28 +182,6 @@ impl Engine {
         }
         let refused = self.store.wait_projected(&acknowledged.positions()).await?;
         if !refused.is_empty() && postgres::queries::dead_letters::is_any_dead(&self.db, &refused).await? {
-            return Err(refused_by_postgres());
-        }
-        Ok(())
-    }
-
-    /// Checks the same for an earlier order: that replicas have every decision about it, in any partition, or that none is a dead
-    /// letter.
-    ///
-    /// # Errors
-    /// As [`Engine::wait_until_durable`].
-    pub(super) async fn check_order_durable(&self, order: OrderId) -> Result<(), Error> {
-        if self.durability.ack == Ack::Replica {
-            let mut replications = Vec::new();
-            for here in self.store.all() {
-                replications.extend(self.store.replicated(here).await?);
-            }
-            return wait_until_replicated(replications).await;
-        }
-        if self.durability.ack == Ack::Postgres
-            && self.store.has_dead_letters()
-            && postgres::queries::dead_letters::is_about_order(&self.db, order).await?
-        {
             return Err(refused_by_postgres());
         }
         Ok(())

@@ -1,5 +1,4 @@
-//! The sweeper: ends the holds of orders that expire, remote holds whose order was never placed, and gateway payments with an
-//! unknown outcome.
+//! The sweeper: ends the holds of orders that expire, and gateway payments with an unknown outcome.
 //!
 //! Every kind of work has a loop of its own in every partition, so that a gateway that hangs, or an unavailable partition,
 //! delays nothing else. A step that fails does not stop the next ones. Any number of processes may sweep at once, and a step
@@ -12,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use super::*;
 use crate::{
     model::Partition,
-    redis::commands::{Closing, DAY_FORMAT, RemoteEnd, SettleStock},
+    redis::commands::Closing,
     telemetry::metrics,
     worker::{Worker, Workers},
 };
@@ -23,15 +22,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_PER_SWEEP: usize = 500;
 /// The maximum number of concurrent steps of a sweep.
 const CONCURRENCY: usize = 32;
-/// The time until the next check of a remote hold whose order is still PENDING.
-const REMOTE_RETRY_MS: i64 = 60_000;
 
 /// A kind of due work.
 #[derive(Clone, Copy)]
 enum Due {
     Orders,
     Payments,
-    RemoteHolds,
 }
 
 impl Due {
@@ -40,7 +36,6 @@ impl Due {
         match self {
             Due::Orders => "order",
             Due::Payments => "payment",
-            Due::RemoteHolds => "remote_hold",
         }
     }
 }
@@ -78,13 +73,7 @@ impl Engine {
 
     /// Every partition with every kind of due thing.
     fn sweeps(&self) -> impl Iterator<Item = (Partition, Due)> + use<> {
-        let partitioned = self.store.partitions() > 1;
-        let kinds = if partitioned {
-            &[Due::Orders, Due::Payments, Due::RemoteHolds][..]
-        } else {
-            &[Due::Orders, Due::Payments]
-        };
-        self.store.all().flat_map(move |here| kinds.iter().map(move |due| (here, *due)))
+        self.store.all().flat_map(|here| [Due::Orders, Due::Payments].map(|due| (here, due)))
     }
 
     /// Sweeps one kind in one partition. Returns the number of expired orders.
@@ -95,12 +84,6 @@ impl Engine {
                 Due::Payments => {
                     let orders = self.store.due_payments(here, MAX_PER_SWEEP).await?;
                     all(due, orders, |payment| async move { self.check_payment(payment).await.map(|()| true) }).await
-                }
-                Due::RemoteHolds => {
-                    let holds = self.store.due_holds(here, MAX_PER_SWEEP).await?;
-                    let check =
-                        |(order, user)| async move { self.check_remote_hold(here, order, user).await.map(|()| true) };
-                    all(due, holds, check).await
                 }
             }
         };
@@ -133,25 +116,6 @@ impl Engine {
             Err(Error::OrderAlreadyClosed | Error::OrderNotFound) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    async fn check_remote_hold(&self, here: Partition, order: OrderId, user: UserId) -> Result<(), Error> {
-        let _operation = self.store.begin_operation();
-        let call = Call::new(format!("expire-{order}"), None);
-        let resolved = self.store.order_resolve(order).await?;
-        let end = match resolved.status {
-            Some(OrderStatus::Pending) => {
-                return self.store.postpone_hold(here, order, user, self.store.now(here).plus(REMOTE_RETRY_MS)).await;
-            }
-            Some(OrderStatus::Paid) => RemoteEnd::Settled,
-            _ if resolved.refunded => RemoteEnd::Refunded,
-            // Redis does not know the order. If the order was paid and archived meanwhile, so was the hold, which then stays
-            // sold: `Abandoned` releases held units only.
-            _ => RemoteEnd::Abandoned,
-        };
-        let day = NaiveDate::parse_from_str(&resolved.day, DAY_FORMAT).ok();
-        let settle = SettleStock { order_id: order, user_id: user, end, day };
-        self.store.stock_settle(&call, here, settle).await.map(drop)
     }
 }
 

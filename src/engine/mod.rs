@@ -24,6 +24,7 @@ mod payment_outcomes;
 mod payments;
 pub mod sold_out;
 mod stats;
+mod supply;
 mod timeline;
 
 use std::{
@@ -65,6 +66,7 @@ pub struct Engine {
     order_ids: id_allocator::Allocator,
     payment_ids: id_allocator::Allocator,
     campaigns: coupons::CampaignCache,
+    supplies: supply::Supplies,
     sold_out: Arc<sold_out::SoldOutCache>,
     popular: catalog::PopularCache,
     durability: durability::Durability,
@@ -101,6 +103,7 @@ impl Engine {
             order_ids: id_allocator::Allocator::new(OwnSequence::Orders, partitions),
             payment_ids: id_allocator::Allocator::new(OwnSequence::Payments, partitions),
             campaigns: coupons::CampaignCache::default(),
+            supplies: supply::Supplies::default(),
             sold_out: Arc::new(sold_out),
             popular: catalog::PopularCache::default(),
             durability: durability::Durability::new(durability),

@@ -4,10 +4,12 @@
 //! then create the resource, unless it exists. A repeat therefore completes an interrupted creation, and creates nothing
 //! twice.
 
+use futures_util::future::try_join_all;
+
 use super::*;
 use crate::{
     model::Partition,
-    redis::commands::{ReleasePreparation, UserBatch},
+    redis::commands::{NumberedPrice, ReleasePreparation, ReturnedUnits, UserBatch},
 };
 
 /// The number of users that one script creates: some hundred microseconds of Redis's time.
@@ -94,14 +96,42 @@ impl Engine {
             for _ in 0..UPDATE_ATTEMPTS {
                 // Check the key before the product: it may belong to another request.
                 self.store.check_key(call, self.store.owner(id.get())).await?;
-                let category = self.store.product(id).await?.category;
-                if let Some(updated) = self.store.product_update(call, id, &category, &patch).await? {
+                let product = self.store.product(id).await?;
+                if let Some(updated) = self.update_found(call, &product, &patch).await? {
                     return Ok(updated);
                 }
             }
             Err(Error::InProgress)
         };
         self.with_claimed_key(call, self.store.owner(id.get()), work).await
+    }
+
+    /// Changes a product as it was read. `None` if another request changes it concurrently.
+    async fn update_found(
+        &self,
+        call: &Call,
+        product: &Product,
+        patch: &ProductPatch,
+    ) -> Result<Option<Reply<Product>>, Error> {
+        let _operation = self.store.begin_operation();
+        let id = product.product_id;
+        let owner = self.store.owner(id.get());
+        let mut elsewhere = self.store.on_sale_elsewhere(owner, &[id]).await?.first().copied().unwrap_or_default();
+        let mut updated = self.store.product_update(call, id, &product.category, patch, elsewhere).await;
+        if self.store.partitions() > 1 && matches!(updated, Err(Error::InsufficientStock)) {
+            self.check_units(call, id, -patch.stock_delta.unwrap_or_default()).await?;
+            // Units that other partitions have on sale may be removed, too.
+            let others = self.store.all().filter(|here| *here != owner);
+            try_join_all(others.map(|here| self.take_back(call, here, id, ReturnedUnits::OnSale))).await?;
+            elsewhere = self.store.on_sale_elsewhere(owner, &[id]).await?.first().copied().unwrap_or_default();
+            updated = self.store.product_update(call, id, &product.category, patch, elsewhere).await;
+        }
+        let Some(updated) = updated? else { return Ok(None) };
+        let (Product { price, .. }, version) = &updated.value;
+        if self.store.partitions() > 1 && patch.price.is_some() {
+            self.spread_price(id, NumberedPrice { price: *price, version: *version }).await?;
+        }
+        Ok(Some(updated.map(|(product, _)| product)))
     }
 
     /// Creates a campaign.
@@ -179,8 +209,21 @@ impl Engine {
     /// # Errors
     /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] if fewer units are withheld.
     pub async fn release_units(&self, call: &Call, product: ProductId, units: i64) -> Outcome<i64> {
-        let work = async { self.store.stock_release(call, product, units).await };
-        self.with_claimed_key(call, self.store.owner(product.get()), work).await
+        let owner = self.store.owner(product.get());
+        let work = async {
+            let _operation = self.store.begin_operation();
+            // The owner partition releases what the others withhold, too.
+            let others = self.store.all().filter(|here| *here != owner);
+            let back = others.map(async |here| {
+                if self.store.partition_stock(here, product).await?.withheld > 0 {
+                    self.take_back(call, here, product, ReturnedUnits::Withheld).await?;
+                }
+                Ok::<_, Error>(())
+            });
+            try_join_all(back).await?;
+            self.store.stock_release(call, product, units).await
+        };
+        self.with_claimed_key(call, owner, work).await
     }
 
     /// Makes withheld coupons of a campaign available again. Returns the number of coupons still withheld. Takes a good second:

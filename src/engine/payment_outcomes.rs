@@ -13,10 +13,7 @@
 use futures_util::future::try_join_all;
 
 use super::*;
-use crate::redis::{
-    commands::{RemoteEnd, ResolvePayment},
-    records::GatewayState,
-};
+use crate::redis::{commands::ResolvePayment, records::GatewayState};
 
 /// The maximum number of stuck payments in a listing.
 const MAX_SHOWN: usize = 100;
@@ -105,10 +102,6 @@ impl Engine {
                     operator = resolution.operator,
                     "an operator resolved a payment"
                 );
-                if !resolved.replayed {
-                    let end = if resolution.approved { RemoteEnd::Settled } else { RemoteEnd::Released };
-                    self.settle_remote(call, order, end).await;
-                }
                 if resolution.approved {
                     self.popular.sold();
                 }

@@ -12,7 +12,7 @@ use super::{backoff::Pause, *};
 use crate::{
     gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
     redis::{
-        commands::{BeginPayment, Closing, PayOrder, PaymentFinish, RemoteEnd, Settled},
+        commands::{BeginPayment, Closing, PayOrder, PaymentFinish, Settled},
         queries::due::DuePayment,
         records::{GatewayRecord, GatewayState, OrderRecord},
     },
@@ -58,7 +58,7 @@ impl Engine {
         }
     }
 
-    /// Settles an order, and its remote holds.
+    /// Settles an order.
     async fn settle(
         &self,
         call: &Call,
@@ -82,14 +82,6 @@ impl Engine {
             }
             settled => settled?,
         };
-        if self.store.partitions() > 1 && !settled.replayed {
-            let end = match settled.value {
-                Settled::Paid { .. } => RemoteEnd::Settled,
-                Settled::Declined => RemoteEnd::Released,
-            };
-            Box::pin(self.settle_remote(call, payment.order_id, end)).await;
-        }
-        // Last: a ranking merged before the remote holds are settled would lack their sales.
         self.popular.sold();
         Ok(settled)
     }
@@ -108,19 +100,6 @@ impl Engine {
             }
             (OrderStatus::Paid, _, None) => Err(Error::OrderAlreadyPaid),
             _ => Err(Error::InvalidPayment),
-        }
-    }
-
-    /// Ends the remote holds of a settled order. If this fails, the relay does it later.
-    pub(super) async fn settle_remote(&self, call: &Call, order: OrderId, end: RemoteEnd) {
-        let settle = async {
-            let Some(record) = self.store.order(order).await? else { return Ok(()) };
-            let (user, day) = (record.order.user_id, record.day.as_deref().unwrap_or(""));
-            self.store.end_remote(call, order, user, &record.remote, end, day).await.map(drop)
-        };
-        if let Err(error) = settle.await {
-            let error: Error = error;
-            tracing::warn!(%order, %error, "can't end the order's remote holds: the relay retries");
         }
     }
 

@@ -103,7 +103,7 @@ impl Engine {
         let now = self.store.now(here);
         let after = projected.and_then(|position| position.stream_id.parse().ok()).unwrap_or(StreamId::ZERO);
         let pending = self.store.pending(here, after, now).await.ok()?;
-        let PendingWork { decided, outbox, oldest, orders, payments, stuck_payments, remote_holds } = pending;
+        let PendingWork { decided, outbox, oldest, orders, payments, stuck_payments } = pending;
         let count = |waiting: PendingCount| (waiting.open, waiting.due);
         let decisions = decided?.seq;
         Some(PartitionGauges {
@@ -112,7 +112,7 @@ impl Engine {
             outbox,
             lag_events: projected.map(|position| (decisions - position.position.seq).max(0)),
             lag_seconds: oldest.map_or(0.0, |oldest| (now.0 - oldest.0).max(0) as f64 / 1000.0),
-            holds: Holds { orders: count(orders), remote_holds: count(remote_holds), payments: count(payments) },
+            holds: Holds { orders: count(orders), payments: count(payments) },
             stuck_payments,
         })
     }

@@ -44,7 +44,7 @@ impl Engine {
         let in_redis = self.store.order(order).await?.map(|record| record.order);
         let written = async {
             self.wait_for_projection().await?;
-            let trace = postgres::queries::timeline::order(&self.db, order, self.store.partitions()).await?;
+            let trace = postgres::queries::timeline::order(&self.db, order).await?;
             Ok((trace, postgres::queries::timeline::dead_letters_of_order(&self.db, order).await?))
         };
         let written = within_limit(written).await?;

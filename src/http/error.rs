@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn error_headers_carry_retry_after_and_replayed() {
         let retry_after = Duration::from_millis(2_500);
-        let unavailable = Error::Unavailable { reason: "Redis".into(), retry_after, not_run: false };
+        let unavailable = Error::Unavailable { reason: "Redis".into(), retry_after };
         let response = ApiError::from(unavailable).into_response();
         assert_eq!(response.headers()[RETRY_AFTER], "3");
         assert_eq!(ApiError::from(Error::TooManyOpenOrders).into_response().headers()[RETRY_AFTER], "1");

@@ -61,12 +61,7 @@ pub enum Error {
     /// A dependency does not answer. The outcome of a write that was already sent is unknown; a retry under its
     /// idempotency key is safe.
     #[error("unavailable: {reason}")]
-    Unavailable {
-        reason: String,
-        retry_after: Duration,
-        /// The step that failed did not run; earlier steps of the operation may have.
-        not_run: bool,
-    },
+    Unavailable { reason: String, retry_after: Duration },
     /// A defect. The details go to the log, never to the client.
     #[error("internal: {0:#}")]
     Internal(#[from] anyhow::Error),
@@ -75,7 +70,7 @@ pub enum Error {
 impl Error {
     /// [`Error::Unavailable`] with the default retry hint of one second.
     pub fn unavailable(reason: impl Into<String>) -> Self {
-        Error::Unavailable { reason: reason.into(), retry_after: Duration::from_secs(1), not_run: false }
+        Error::Unavailable { reason: reason.into(), retry_after: Duration::from_secs(1) }
     }
 
     /// Whether the operation may have taken effect. A refusal changes nothing; a failure leaves this open.
@@ -83,26 +78,11 @@ impl Error {
         matches!(self, Error::Unavailable { .. } | Error::Internal(_))
     }
 
-    /// The error of a step that was refused before it ran, or was never sent.
-    #[must_use]
-    pub fn of_step_not_run(mut self) -> Self {
-        if let Error::Unavailable { not_run, .. } = &mut self {
-            *not_run = true;
-        }
-        self
-    }
-
-    /// Whether the step that failed may have taken effect; what the whole operation may have done is
-    /// [`Error::leaves_outcome_unknown`].
-    pub fn leaves_step_unknown(&self) -> bool {
-        self.leaves_outcome_unknown() && !matches!(self, Error::Unavailable { not_run: true, .. })
-    }
-
     /// A copy of the error of a batch, for one more of its requests.
     pub fn again(&self) -> Self {
         match self {
-            Error::Unavailable { reason, retry_after, not_run } => {
-                Error::Unavailable { reason: reason.clone(), retry_after: *retry_after, not_run: *not_run }
+            Error::Unavailable { reason, retry_after } => {
+                Error::Unavailable { reason: reason.clone(), retry_after: *retry_after }
             }
             other => Error::Internal(anyhow::anyhow!("{other:#}")),
         }

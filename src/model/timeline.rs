@@ -51,8 +51,6 @@ pub struct OrderTrace {
     pub payment: Option<PaymentTrace>,
     /// The order's changes of its user's balance: `entry_no`, kind, amount and time.
     pub entries: Vec<(i64, String, Won, Millis)>,
-    /// Its remote holds: partition and state.
-    pub holds: Vec<(u16, String)>,
 }
 
 /// The history of an order's payment.

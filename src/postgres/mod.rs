@@ -53,6 +53,8 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (16, "orders in place", include_str!("../../migrations/0016_orders_in_place.sql")),
     (17, "recoveries", include_str!("../../migrations/0017_recoveries.sql")),
     (18, "recovery details", include_str!("../../migrations/0018_recovery_details.sql")),
+    (19, "remote coupons by user", include_str!("../../migrations/0019_remote_coupons_user.sql")),
+    (20, "allotments", include_str!("../../migrations/0020_allotments.sql")),
     (21, "recovery progress", include_str!("../../migrations/0021_recovery_progress.sql")),
 ];
 

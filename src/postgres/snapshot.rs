@@ -16,7 +16,7 @@ use crate::{
 macro_rules! row {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Clone, Debug)]
+        #[derive(Clone, Debug, Default)]
         pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
 
         impl FromRow<'_, PgRow> for $name {
@@ -29,7 +29,7 @@ macro_rules! row {
 
 pub(super) use row;
 
-/// The query of the orders that pass `filter`. `$1`: the number of partitions. `$2`: the time zone of the days.
+/// The query of the orders that pass `filter`. `$1`: the time zone of the days.
 macro_rules! orders_sql {
     ($filter:literal) => {
         concat!(
@@ -38,18 +38,15 @@ macro_rules! orders_sql {
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
                  (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS ended_at,
-                 to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $2)::date), 'YYYYMMDD') AS day,
-                 coalesce(l.own, '') AS own, coalesce(l.remote, '') AS remote,
+                 to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $1)::date), 'YYYYMMDD') AS day,
+                 coalesce(l.lines, '') AS lines,
                  p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
                  (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
                  (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
              FROM orders AS o
              LEFT JOIN payments AS p ON p.order_id = o.id
              LEFT JOIN LATERAL (
-                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
-                         FILTER (WHERE product_id % $1 = o.id % $1) AS own,
-                     string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id)
-                         FILTER (WHERE product_id % $1 <> o.id % $1) AS remote
+                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id) AS lines
                  FROM order_lines WHERE order_id = o.id) AS l ON true ",
             $filter
         )
@@ -66,7 +63,30 @@ row! {
     /// A product, with its counters of units.
     ProductRow {
         id: i64, name: String, category: String, price: i64,
-        on_sale: i64, held: i64, sold: i64, withheld: i64, stocked: i64,
+        on_sale: i64, held: i64, sold: i64, withheld: i64, allotted: i64, stocked: i64, price_version: i64,
+    }
+}
+
+row! {
+    /// What a product's owner partition ever gave to another partition and took back: on sale (`regained`) and withheld (`recovered`).
+    AllotmentRow { product_id: i64, partition: i32, allotted: i64, regained: i64, recovered: i64, }
+}
+
+row! {
+    /// The units that a partition has of a product of another one, and what it ever received and gave back. The price is the product's.
+    PartitionStockRow {
+        product_id: i64, partition: i32, on_sale: i64, held: i64, sold: i64, withheld: i64,
+        received: i64, returned: i64, surrendered: i64, price: i64, price_version: i64,
+    }
+}
+
+row! {
+    /// A transfer of units of which the two partitions have different counts.
+    UnsettledTransferRow {
+        product_id: i64, partition: i32, allotted: i64, regained: i64, recovered: i64, received: i64, returned: i64,
+        surrendered: i64, withheld: i64,
+        /// Of the product.
+        name: String, category: String, price: i64, price_version: i64,
     }
 }
 
@@ -92,7 +112,7 @@ row! {
 }
 
 row! {
-    /// An order with its payment and its lines: those of its owner partition (`own`) and those of others (`remote`).
+    /// An order with its payment and its lines.
     OrderRow {
         id: i64, user_id: i64, status: String, total: i64, discount: i64, final_price: i64, coupon_id: Option<i64>,
         placed_at: i64, expires_at: i64, closed_at: Option<i64>, close_reason: Option<String>,
@@ -100,31 +120,10 @@ row! {
         ended_at: Option<i64>,
         /// The day of the sale, `YYYYMMDD`.
         day: Option<String>,
-        own: String, remote: String,
+        lines: String,
         payment_id: Option<i64>, payment_type: Option<String>, method: Option<String>, payment_status: Option<String>,
         receipt: Option<String>, transaction_id: Option<String>, started_at: Option<i64>, paid_at: Option<i64>,
         key_digest: Option<String>, key_fingerprint: Option<String>,
-    }
-}
-
-row! {
-    /// A remote hold: stock that a partition holds for an order of another partition.
-    HoldRow {
-        partition: i32, order_id: i64, user_id: i64, state: String, lines: String,
-        /// The times of the order.
-        placed_at: Option<i64>, expires_at: Option<i64>, paid_at: Option<i64>,
-    }
-}
-
-row! {
-    /// A remote hold whose state (`held`, `None` where there is no hold) is not the one that its order implies
-    /// (`wanted`).
-    StrayHoldRow {
-        partition: i32, order_id: i64, user_id: i64, lines: String, held: Option<String>, wanted: String,
-        /// The times of the order.
-        placed_at: Option<i64>, expires_at: Option<i64>,
-        /// The day of the sale, `YYYYMMDD`, of an order that was paid.
-        day: Option<String>,
     }
 }
 
@@ -134,8 +133,8 @@ row! {
 }
 
 row! {
-    /// The sales of a product on one day, `YYYYMMDD`: units and won.
-    RankRow { day: String, product_id: i64, units: i64, won: i64, }
+    /// The sales of a product on one day, `YYYYMMDD`, by the orders of a partition: units and won.
+    RankRow { day: String, partition: i32, product_id: i64, units: i64, won: i64, }
 }
 
 /// The result of a read.
@@ -213,7 +212,7 @@ impl Snapshot {
                        + (SELECT count(*) FROM user_coupons) + (SELECT count(*) FROM remote_coupons)
                        + (SELECT count(*) FROM orders WHERE status = 'PENDING'
                               OR greatest(paid_at, closed_at) > to_timestamp(($1 - $2) / 1000.0))
-                       + (SELECT count(*) FROM stock_holds WHERE state = 'HELD')
+                       + (SELECT count(*) FROM partition_stock)
                        + (SELECT count(*) FROM idempotency_records)";
         sqlx::query_scalar(sql).bind(now).bind(retention.closed_ms()).fetch_one(&mut *self.0).await
     }
@@ -234,8 +233,53 @@ impl Snapshot {
     pub fn products(&mut self, scope: &Scope) -> Rows<'_, ProductRow> {
         self.scoped(
             scope,
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version FROM products
              WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
+        )
+    }
+
+    /// The products whose prices were changed, each with its price and the price's number: other partitions know these.
+    pub fn changed_prices(&mut self) -> Rows<'_, (i64, i64, i64)> {
+        self.rows(sqlx::query_as("SELECT id, price, price_version FROM products WHERE price_version > 0"))
+    }
+
+    /// What the products of the scope gave to other partitions.
+    pub fn allotments(&mut self, scope: &Scope) -> Rows<'_, AllotmentRow> {
+        self.scoped(
+            scope,
+            "SELECT product_id, partition, allotted, regained, recovered FROM allotments
+             WHERE $2::bigint[] IS NULL OR product_id % $1 = ANY($2)",
+        )
+    }
+
+    /// The units that the partitions of the scope have of products of others.
+    pub fn partition_stock(&mut self, scope: &Scope) -> Rows<'_, PartitionStockRow> {
+        let query = sqlx::query_as(
+            "SELECT s.product_id, s.partition, s.on_sale, s.held, s.sold, s.withheld, s.received, s.returned, s.surrendered,
+                 p.price, p.price_version
+             FROM partition_stock AS s JOIN products AS p ON p.id = s.product_id
+             WHERE $1::bigint[] IS NULL OR s.partition = ANY($1)",
+        );
+        self.rows(query.bind(scope.selected()))
+    }
+
+    /// The transfers of which the two partitions have different counts: a step is missing. Of a scope, those with either partition in
+    /// it.
+    pub fn unsettled_transfers(&mut self, scope: &Scope) -> Rows<'_, UnsettledTransferRow> {
+        self.scoped(
+            scope,
+            "SELECT p.id AS product_id, coalesce(a.partition, s.partition) AS partition, coalesce(a.allotted, 0) AS allotted,
+                 coalesce(a.regained, 0) AS regained, coalesce(a.recovered, 0) AS recovered,
+                 coalesce(s.received, 0) AS received, coalesce(s.returned, 0) AS returned,
+                 coalesce(s.surrendered, 0) AS surrendered, coalesce(s.withheld, 0) AS withheld, p.name, p.category, p.price,
+                 p.price_version
+             FROM allotments AS a FULL JOIN partition_stock AS s
+                 ON s.product_id = a.product_id AND s.partition = a.partition
+             JOIN products AS p ON p.id = coalesce(a.product_id, s.product_id)
+             WHERE (coalesce(a.allotted, 0), coalesce(a.regained, 0), coalesce(a.recovered, 0))
+                     <> (coalesce(s.received, 0), coalesce(s.returned, 0), coalesce(s.surrendered, 0))
+                AND ($2::bigint[] IS NULL OR p.id % $1 = ANY($2) OR coalesce(a.partition, s.partition) = ANY($2))
+             ORDER BY p.id, 2",
         )
     }
 
@@ -277,80 +321,40 @@ impl Snapshot {
     /// gives the day of a sale whose event did not name the day.
     pub fn orders(&mut self, scope: &Scope, zone: &str, now: i64, retention: Retention) -> Rows<'_, OrderRow> {
         let query = sqlx::query_as(orders_sql!(
-            "WHERE ($6::bigint[] IS NULL OR o.id % $1 = ANY($6))
+            "WHERE ($6::bigint[] IS NULL OR o.id % $2 = ANY($6))
                 AND (o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
                     OR greatest(o.paid_at, o.closed_at, p.ended_at)
                         > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0))"
         ));
-        let query = query.bind(i64::from(scope.partitions())).bind(zone.to_owned()).bind(now);
+        let query = query.bind(zone.to_owned()).bind(i64::from(scope.partitions())).bind(now);
         self.rows(query.bind(retention.refunded_ms()).bind(retention.closed_ms()).bind(scope.selected()))
     }
 
-    /// The remote holds of the scope that Redis keeps at `now`: those that hold stock, and those that sold it within the
-    /// retention.
-    pub fn holds(&mut self, scope: &Scope, now: i64, retention: Retention) -> Rows<'_, HoldRow> {
-        let query = sqlx::query_as(
-            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
-                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
-                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
-                 (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
-             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
-             WHERE ($3::bigint[] IS NULL OR h.partition = ANY($3))
-                AND (h.state = 'HELD' OR (h.state = 'SETTLED' AND o.paid_at > to_timestamp(($1 - $2) / 1000.0)))",
-        );
-        self.rows(query.bind(now).bind(retention.closed_ms()).bind(scope.selected()))
-    }
-
-    /// The HELD remote holds of other partitions whose orders are of the scope.
-    pub fn held_elsewhere(&mut self, scope: &Scope) -> Rows<'_, HoldRow> {
-        self.scoped(
-            scope,
-            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines,
-                 (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
-                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
-                 (extract(epoch FROM o.paid_at) * 1000)::bigint AS paid_at
-             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
-             WHERE h.state = 'HELD' AND h.partition <> ALL($2::bigint[]) AND h.order_id % $1 = ANY($2)",
-        )
-    }
-
-    /// The remote holds that are not in the state that their orders imply: a step between two partitions is missing. Of
-    /// a scope, those with the hold or the order in it.
-    pub fn stray_holds(&mut self, scope: &Scope, zone: &str) -> Rows<'_, StrayHoldRow> {
-        let query = sqlx::query_as(
-            "WITH wanted AS (
-                 SELECT (l.product_id % $1)::int AS partition, o.id AS order_id, o.user_id, o.placed_at, o.expires_at,
-                     to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $3)::date), 'YYYYMMDD') AS day,
-                     CASE WHEN o.status = 'PENDING' THEN 'HELD' WHEN o.status = 'PAID' THEN 'SETTLED'
-                          WHEN o.close_reason = 'REFUNDED' THEN 'REFUNDED' ELSE 'RELEASED' END AS state,
-                     string_agg(l.product_id || ':' || l.quantity || ':' || l.price, ',' ORDER BY l.product_id) AS lines
-                 FROM orders AS o JOIN order_lines AS l ON l.order_id = o.id
-                 WHERE l.product_id % $1 <> o.id % $1
-                    AND ($2::bigint[] IS NULL OR o.id % $1 = ANY($2) OR l.product_id % $1 = ANY($2))
-                 GROUP BY 1, 2, 3, 4, 5, 6, 7),
-             held AS (
-                 SELECT * FROM stock_holds
-                 WHERE $2::bigint[] IS NULL OR order_id % $1 = ANY($2) OR partition = ANY($2))
-             SELECT coalesce(w.partition, h.partition) AS partition, coalesce(w.order_id, h.order_id) AS order_id,
-                 coalesce(w.user_id, h.user_id) AS user_id, coalesce(h.lines, w.lines) AS lines, h.state AS held,
-                 coalesce(w.state, 'RELEASED') AS wanted, (extract(epoch FROM w.placed_at) * 1000)::bigint AS placed_at,
-                 (extract(epoch FROM w.expires_at) * 1000)::bigint AS expires_at, w.day
-             FROM wanted AS w FULL JOIN held AS h ON h.partition = w.partition AND h.order_id = w.order_id
-             WHERE coalesce(w.state, 'RELEASED') <> coalesce(h.state, 'RELEASED')",
-        );
-        self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()).bind(zone.to_owned()))
-    }
-
-    /// Coupons that a campaign issued to a user of another partition, and that the user does not have yet. Of a scope,
-    /// those with the campaign or the user in it.
-    pub fn ungranted(&mut self, scope: &Scope) -> Rows<'_, RemoteCouponRow> {
-        self.scoped(
-            scope,
-            "SELECT f.coupon_id, f.user_id, f.issue_no, (extract(epoch FROM f.issued_at) * 1000)::bigint AS issued_at
-             FROM remote_coupons AS f LEFT JOIN user_coupons AS c USING (coupon_id, user_id)
-             WHERE c.user_id IS NULL
-                AND ($2::bigint[] IS NULL OR f.coupon_id % $1 = ANY($2) OR f.user_id % $1 = ANY($2))",
-        )
+    /// The newest PENDING orders of a partition with this product, as many as hold `units` of it.
+    ///
+    /// # Errors
+    /// PostgreSQL can't answer.
+    pub async fn newest_pending(
+        &mut self,
+        (partition, partitions): (Partition, u16),
+        product: i64,
+        units: i64,
+        zone: &str,
+    ) -> sqlx::Result<Vec<OrderRow>> {
+        sqlx::query_as(orders_sql!(
+            "JOIN (SELECT order_id, sum(quantity) OVER (ORDER BY order_id DESC) - quantity AS newer
+                   FROM order_lines JOIN orders ON orders.id = order_id
+                   WHERE product_id = $2 AND status = 'PENDING' AND order_id % $3 = $4) AS holding
+                 ON holding.order_id = o.id
+             WHERE newer < $5 ORDER BY o.id DESC"
+        ))
+        .bind(zone.to_owned())
+        .bind(product)
+        .bind(i64::from(partitions))
+        .bind(i64::from(partition.0))
+        .bind(units)
+        .fetch_all(&mut *self.0)
+        .await
     }
 
     /// Coupons that a user has, and that the campaign of another partition did not issue. Of a scope, those with the
@@ -375,14 +379,14 @@ impl Snapshot {
         self.rows(query.bind(now))
     }
 
-    /// Sales by day and product of the scope, from the day `first` (`YYYYMMDD`) on.
+    /// Sales by day and product of the orders of the scope, from the day `first` (`YYYYMMDD`) on.
     pub fn ranks(&mut self, scope: &Scope, zone: &str, first: &str) -> Rows<'_, RankRow> {
         let query = sqlx::query_as(
-            "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
+            "SELECT to_char(day, 'YYYYMMDD') AS day, (id % $3)::integer AS partition, product_id, sum(quantity)::bigint AS units,
                  sum(quantity * price)::bigint AS won
              FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
              JOIN order_lines ON order_id = o.id
-             WHERE day >= to_date($2, 'YYYYMMDD') AND ($4::bigint[] IS NULL OR product_id % $3 = ANY($4)) GROUP BY 1, 2",
+             WHERE day >= to_date($2, 'YYYYMMDD') AND ($4::bigint[] IS NULL OR id % $3 = ANY($4)) GROUP BY 1, 2, 3",
         );
         let query = query.bind(zone.to_owned()).bind(first.to_owned());
         self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()))

@@ -3,14 +3,14 @@
 //!
 //! Of several changes to a row the last one counts, and the changes of a counter are summed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use chrono::NaiveDate;
 
 use crate::{
     model::{
         BalanceEntry, CampaignTerms, OrderLine,
-        event::{self, Body, Event, HoldState, PaymentOutcome},
+        event::{self, Body, Event, PaymentOutcome, RemoteHoldState},
         *,
     },
     redis::commands::DAY_FORMAT,
@@ -23,10 +23,14 @@ pub struct Batch {
     /// The final balance, by user.
     pub balances: HashMap<i64, Won>,
     pub new_products: Vec<ProductInsert>,
-    /// Name, price and category, by product.
-    pub descriptions: HashMap<i64, (String, Won, String)>,
+    /// By product.
+    pub descriptions: HashMap<i64, ProductDescription>,
     /// Additions to the counters of a product.
     pub units: HashMap<i64, StockDelta>,
+    /// Additions to what the partition ever gave to others and took back, by product and other partition.
+    pub allotments: HashMap<(i64, u16), AllotmentDelta>,
+    /// Additions to what the partition ever received from others and gave back, by product.
+    pub transfers: HashMap<i64, TransferDelta>,
     pub new_campaigns: Vec<(CampaignTerms, Millis)>,
     /// Opening and closing time, by campaign.
     pub windows: HashMap<i64, (Millis, Millis)>,
@@ -38,16 +42,14 @@ pub struct Batch {
     /// By coupon and user.
     pub coupons: HashMap<(i64, i64), CouponState>,
     pub new_orders: Vec<(event::OrderPlaced, Millis)>,
+    /// Of an earlier release, by order.
+    pub remote_holds: HashMap<i64, RemoteHold>,
     /// By order.
     pub orders: HashMap<i64, OrderState>,
     pub new_payments: Vec<PaymentInsert>,
     /// By receipt.
     pub payments: HashMap<String, PaymentState>,
     pub entries: Vec<BalanceEntry>,
-    /// Stock held for orders of other partitions, by order.
-    pub holds: HashMap<i64, Hold>,
-    /// Those of the holds whose order was never placed.
-    pub orphaned_holds: HashSet<i64>,
     /// By the key's digest.
     pub records: HashMap<String, (event::Record, Millis)>,
     /// The highest reserved id, by sequence.
@@ -68,6 +70,32 @@ pub struct ProductInsert {
     pub at: Millis,
 }
 
+pub struct ProductDescription {
+    pub name: String,
+    pub price: Won,
+    pub category: String,
+    /// The number of the price.
+    pub version: i64,
+}
+
+/// Units given to another partition and taken back from it.
+#[derive(Clone, Copy, Default)]
+pub struct AllotmentDelta {
+    pub allotted: i64,
+    pub regained: i64,
+    /// Withheld units that were taken back.
+    pub recovered: i64,
+}
+
+/// Units received from the owner partition and given back to it.
+#[derive(Clone, Copy, Default)]
+pub struct TransferDelta {
+    pub received: i64,
+    pub returned: i64,
+    /// Withheld units that were given back.
+    pub surrendered: i64,
+}
+
 /// Changes of a product's counters, in units.
 #[derive(Clone, Copy, Default)]
 pub struct StockDelta {
@@ -75,6 +103,8 @@ pub struct StockDelta {
     pub held: i64,
     pub sold: i64,
     pub withheld: i64,
+    /// Units with other partitions.
+    pub allotted: i64,
     pub stocked: i64,
 }
 
@@ -83,12 +113,6 @@ pub struct StockDelta {
 pub struct CampaignDelta {
     pub issued: i64,
     pub withheld: i64,
-}
-
-pub struct Hold {
-    pub user: i64,
-    pub state: HoldState,
-    pub lines: Vec<OrderLine>,
 }
 
 pub struct CouponInsert {
@@ -143,6 +167,15 @@ pub struct PaymentState {
     pub resolved: Option<(String, String)>,
 }
 
+/// Units that the partition held for an order of another one.
+pub struct RemoteHold {
+    pub user: i64,
+    pub state: RemoteHoldState,
+    pub lines: Vec<OrderLine>,
+    /// The order of the hold does not exist.
+    pub forgotten: bool,
+}
+
 /// A counter of a product, between which events move units.
 #[derive(Clone, Copy)]
 enum Shelf {
@@ -182,8 +215,9 @@ impl Batch {
                 self.new_products.push(ProductInsert { id, name, category, price: *price, at });
                 self.restock(*product, *units);
             }
-            Body::ProductUpdated { product, name, price, category, delta } => {
-                self.descriptions.insert(product.get(), (name.clone(), *price, category.clone()));
+            Body::ProductUpdated { product, name, price, category, delta, version } => {
+                let (name, price, category, version) = (name.clone(), *price, category.clone(), *version);
+                self.descriptions.insert(product.get(), ProductDescription { name, price, category, version });
                 self.restock(*product, *delta);
             }
             Body::CampaignCreated(terms) => self.new_campaigns.push((terms.clone(), at)),
@@ -238,16 +272,35 @@ impl Batch {
                 state.status = if resolved.approved { "UNCONFIRMED" } else { "WATCHED" };
                 state.resolved = Some((resolved.operator.clone(), resolved.reason.clone()));
             }
-            Body::StockHeld { order, user, lines } => {
-                self.shift(lines, Shelf::OnSale, Shelf::Held);
-                self.hold(*order, *user, HoldState::Held, lines);
+            Body::RemoteHold { order, user, lines, from, to, withheld, forgotten } => {
+                let from = from.map_or(Shelf::OnSale, shelf_of);
+                self.shift(lines, from, if *withheld { Shelf::Withheld } else { shelf_of(*to) });
+                let (user, lines, forgotten) = (user.get(), lines.clone(), *forgotten);
+                self.remote_holds.insert(order.get(), RemoteHold { user, state: *to, lines, forgotten });
             }
-            Body::StockSettled { order, user, lines, from, to, withheld, forgotten } => {
-                self.shift(lines, shelf(*from), if *withheld { Shelf::Withheld } else { shelf(*to) });
-                self.hold(*order, *user, *to, lines);
-                if *forgotten {
-                    self.orphaned_holds.insert(order.get());
-                }
+            Body::StockAllotted { product, partition, units, .. } => {
+                let delta = self.units.entry(product.get()).or_default();
+                delta.on_sale -= units;
+                delta.allotted += units;
+                self.allotments.entry((product.get(), partition.0)).or_default().allotted += units;
+            }
+            Body::StockReceived { product, units, .. } => {
+                self.units.entry(product.get()).or_default().on_sale += units;
+                self.transfers.entry(product.get()).or_default().received += units;
+            }
+            Body::StockReturned { product, units, withheld, .. } => {
+                let shelf = if *withheld { Shelf::Withheld } else { Shelf::OnSale };
+                *self.units.entry(product.get()).or_default().on(shelf) -= units;
+                let transfer = self.transfers.entry(product.get()).or_default();
+                *(if *withheld { &mut transfer.surrendered } else { &mut transfer.returned }) += units;
+            }
+            Body::StockRegained { product, partition, units, withheld, .. } => {
+                let shelf = if *withheld { Shelf::Withheld } else { Shelf::OnSale };
+                let delta = self.units.entry(product.get()).or_default();
+                *delta.on(shelf) += units;
+                delta.allotted -= units;
+                let allotment = self.allotments.entry((product.get(), partition.0)).or_default();
+                *(if *withheld { &mut allotment.recovered } else { &mut allotment.regained }) += units;
             }
             Body::IdsReserved { sequence, last } => {
                 let highest = self.sequences.entry(sequence.clone()).or_default();
@@ -335,10 +388,6 @@ impl Batch {
         units.withheld += count;
     }
 
-    fn hold(&mut self, order: OrderId, user: UserId, state: HoldState, lines: &[OrderLine]) {
-        self.holds.insert(order.get(), Hold { user: user.get(), state, lines: lines.to_vec() });
-    }
-
     fn set_coupon(
         &mut self,
         coupon: Option<CouponId>,
@@ -359,6 +408,15 @@ impl Batch {
     }
 }
 
+/// Where the units of a remote hold are.
+fn shelf_of(state: RemoteHoldState) -> Shelf {
+    match state {
+        RemoteHoldState::Held => Shelf::Held,
+        RemoteHoldState::Settled => Shelf::Sold,
+        RemoteHoldState::Released | RemoteHoldState::Refunded => Shelf::OnSale,
+    }
+}
+
 impl StockDelta {
     fn on(&mut self, shelf: Shelf) -> &mut i64 {
         match shelf {
@@ -367,13 +425,5 @@ impl StockDelta {
             Shelf::Sold => &mut self.sold,
             Shelf::Withheld => &mut self.withheld,
         }
-    }
-}
-
-fn shelf(state: HoldState) -> Shelf {
-    match state {
-        HoldState::Held => Shelf::Held,
-        HoldState::Settled => Shelf::Sold,
-        HoldState::Released | HoldState::Refunded => Shelf::OnSale,
     }
 }

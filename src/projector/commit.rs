@@ -138,7 +138,7 @@ impl Projector {
         match mode {
             ApplyMode::Together => {
                 let events = part.iter().filter_map(|read| read.event.as_ref().ok());
-                apply(&transaction, here, &Batch::fold(events)).await?;
+                apply(&transaction, (here, self.store.partitions()), &Batch::fold(events)).await?;
                 for read in part {
                     if let Err(reason) = &read.event {
                         file_dead_letter(&transaction, here, read, reason, mode).await?;
@@ -148,7 +148,7 @@ impl Projector {
             }
             ApplyMode::OneByOne | ApplyMode::Skip => {
                 for read in part {
-                    if !apply_or_file(&transaction, here, read, mode).await? {
+                    if !apply_or_file(&transaction, (here, self.store.partitions()), read, mode).await? {
                         count_filed(read);
                     }
                 }
@@ -215,14 +215,14 @@ enum ApplyMode {
 /// Applies an event, or files it as a dead letter. Returns whether it was applied.
 async fn apply_or_file(
     transaction: &DatabaseTransaction,
-    here: Partition,
+    (here, partitions): (Partition, u16),
     read: &DecodedDecision<'_>,
     mode: ApplyMode,
 ) -> Result<bool, CommitError> {
     let reason = match &read.event {
         Ok(event) => {
             let step = transaction.begin().await?;
-            match apply(&step, here, &Batch::fold([event])).await.map_err(CommitError::from) {
+            match apply(&step, (here, partitions), &Batch::fold([event])).await.map_err(CommitError::from) {
                 Ok(()) => {
                     step.commit().await?;
                     return Ok(true);

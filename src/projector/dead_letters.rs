@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     model::{
-        CouponId, DeadLetterId, Error, OrderId, Partition, RECORD_TTL_MS, UserId,
-        event::{self, Body, Event, HoldState},
+        CouponId, DeadLetterId, Error, Partition, RECORD_TTL_MS, UserId,
+        event::{self, Body, Event},
     },
     postgres::{self, progress},
 };
@@ -187,10 +187,10 @@ impl Projector {
         if (event.epoch, event.seq) != (stored_epoch, seq) {
             return Err(refused("it has the place of another decision"));
         }
-        relay::relay(&self.store, (&self.db, self.timeout), here, &[&event]).await?;
+        relay::relay(&self.store, here, &[&event]).await?;
         self.take_latest_description(&mut event).await?;
         let savepoint = transaction.begin().await?;
-        match apply_and_restore(&savepoint, here, event).await {
+        match apply_and_restore(&savepoint, (here, self.store.partitions()), event).await {
             Ok(event) => {
                 savepoint.commit().await?;
                 Ok(event)
@@ -206,9 +206,11 @@ impl Projector {
     /// history of it. A decision made meanwhile is projected later.
     async fn take_latest_description(&self, event: &mut Event) -> Result<(), NotApplied> {
         match &mut event.body {
-            Body::ProductUpdated { product, name, price, category, .. } => {
+            Body::ProductUpdated { product, name, price, category, version, .. } => {
                 let latest = self.store.product(*product).await.map_err(latest_value_error)?;
-                (*name, *price, *category) = (latest.name, latest.price, latest.category);
+                (*name, *category) = (latest.name, latest.category);
+                let latest = self.store.price_of(*product).await.map_err(latest_value_error)?;
+                (*price, *version) = (latest.price, latest.version);
             }
             Body::CampaignUpdated { coupon, opens_at, closes_at } => {
                 let latest = self.store.campaign(*coupon).await?;
@@ -224,7 +226,7 @@ impl Projector {
 /// Applies an event, and then restores the values that later events had set.
 async fn apply_and_restore(
     savepoint: &DatabaseTransaction,
-    here: Partition,
+    (here, partitions): (Partition, u16),
     mut event: Event,
 ) -> Result<Event, NotApplied> {
     if let Some(record) = &event.record {
@@ -244,23 +246,10 @@ async fn apply_and_restore(
         },
         _ => None,
     };
-    let hold = match &event.body {
-        Body::StockHeld { order, .. } => {
-            hold_state(savepoint, here, *order).await?.map(|state| (*order, state, HoldState::Held))
-        }
-        Body::StockSettled { order, to, .. } => {
-            hold_state(savepoint, here, *order).await?.map(|state| (*order, state, *to))
-        }
-        _ => None,
-    };
-    apply(savepoint, here, &Batch::fold([&event])).await?;
+    apply(savepoint, (here, partitions), &Batch::fold([&event])).await?;
     if let Some((receipt, status)) = ended {
         let sql = "UPDATE payments SET status = $2 WHERE receipt = $1";
         run(savepoint, sql, [receipt.into(), status.into()]).await?;
-    }
-    if let Some((order, state, _)) = hold.filter(|(_, state, to)| stage(state) > stage(to.as_str())) {
-        let sql = "UPDATE stock_holds SET state = $3 WHERE partition = $1 AND order_id = $2";
-        run(savepoint, sql, [i32::from(here.0).into(), order.get().into(), state.into()]).await?;
     }
     let (user, coupon, has_entry) = match &event.body {
         Body::BalanceCharged(entry) => (entry.user_id, None, true),
@@ -299,27 +288,11 @@ async fn derive_coupon_state(
     Ok(run(savepoint, sql, [coupon.get().into(), user.get().into()]).await?)
 }
 
-/// The stage of a hold, which never decreases.
-fn stage(state: &str) -> u8 {
-    match state {
-        "HELD" => 0,
-        "REFUNDED" => 2,
-        _ => 1,
-    }
-}
-
 /// The receipt and the status of a payment that is final.
 async fn ended_payment(savepoint: &DatabaseTransaction, receipt: &str) -> Result<Option<(String, String)>, DbErr> {
     let sql = "SELECT status FROM payments WHERE receipt = $1 AND status IN ('DECLINED', 'REFUNDED')";
     let row = query_one(savepoint, sql, [receipt.into()]).await?;
     row.map(|row| Ok((receipt.to_owned(), row.try_get_by_index(0)?))).transpose()
-}
-
-/// The state of an order's hold in a partition.
-async fn hold_state(savepoint: &DatabaseTransaction, here: Partition, order: OrderId) -> Result<Option<String>, DbErr> {
-    let sql = "SELECT state FROM stock_holds WHERE partition = $1 AND order_id = $2";
-    let row = query_one(savepoint, sql, [i32::from(here.0).into(), order.get().into()]).await?;
-    row.map(|row| row.try_get_by_index(0)).transpose()
 }
 
 /// Locks the position of a partition, and reads its epoch.

@@ -22,7 +22,7 @@ impl Projector {
     /// # Errors
     /// Redis or PostgreSQL is unavailable, or decisions are lost.
     pub async fn project_decided(&self) -> anyhow::Result<()> {
-        // A second round, because the relay of an order's end is a decision in the remote partition.
+        // A second round, because the relay of a transfer is a decision in another partition.
         let rounds = if self.store.partitions() > 1 { 2 } else { 1 };
         for _ in 0..rounds {
             for (_, checked) in self.store.check_patiently(self.store.all()).await {

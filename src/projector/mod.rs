@@ -453,12 +453,11 @@ impl Projector {
         read: &[DecodedDecision<'_>],
         again: bool,
     ) -> Result<(), StepError> {
-        let postgres = (&self.db, self.timeout);
         let events: Vec<&Event> = read.iter().filter_map(|read| read.event.as_ref().ok()).collect();
         if !again {
-            relay::relay(&self.store, postgres, here, &events).await?;
+            relay::relay(&self.store, here, &events).await?;
         }
-        Ok(evict::evict(&self.store, postgres, self.retention, here, &events).await?)
+        Ok(evict::evict(&self.store, (&self.db, self.timeout), self.retention, here, &events).await?)
     }
 
     /// Writes the mark, if there is one to write, and trims what was committed long enough ago or needs too much memory.

@@ -1,23 +1,18 @@
-//! Relays the effects of events to other partitions: a coupon to its user, the end of an order to the stock that is
-//! held for it.
+//! Relays the effects of events to other partitions: the second step of a transfer of units, and changed prices.
 //!
 //! The request that decided has usually taken these steps itself; they are idempotent, so the relay then changes
 //! nothing. With one partition there is nothing to relay.
 
-use std::time::Duration;
-
-use sea_orm::DatabaseConnection;
+use futures_util::future::try_join_all;
 
 use crate::{
-    archive,
     model::{
-        Call, Error, OrderLine, Partition,
+        Call, Error, Partition,
         event::{Body, Event},
-        *,
     },
     redis::{
         Store,
-        commands::{Issued, RemoteEnd},
+        commands::{NumberedPrice, ReturnedUnits},
     },
 };
 
@@ -25,36 +20,27 @@ use crate::{
 ///
 /// # Errors
 /// A partition can't answer; a retry is safe.
-pub async fn relay(
-    store: &Store,
-    (db, timeout): (&DatabaseConnection, Duration),
-    here: Partition,
-    events: &[&Event],
-) -> Result<(), Error> {
+pub async fn relay(store: &Store, here: Partition, events: &[&Event]) -> Result<(), Error> {
     if store.partitions() == 1 {
         return Ok(());
     }
     let _operation = store.begin_operation();
-    let end_remote = async |call: &Call, order, lines: &[OrderLine], end, day: &str| {
-        let ending = archive::end_remote((store, db), call, order, lines, end, day);
-        // A timeout, because a hold that was evicted is read from PostgreSQL.
-        let ended = tokio::time::timeout(timeout, ending).await;
-        ended.unwrap_or_else(|_| Err(Error::unavailable("the end of an order is not relayed in time")))
-    };
     for event in events {
         // The relayed steps belong to the same request.
         let call = Call::new(&event.request_id, None);
         let relayed = match &event.body {
-            Body::CouponIssued { coupon, user, issue_no, at_home: false } => {
-                let issued = Issued { issue_no: *issue_no, issued_at: event.at };
-                store.coupon_grant(&call, *user, *coupon, issued).await.map(drop)
+            Body::StockAllotted { product, partition, total, price, version, .. } => {
+                let price = NumberedPrice { price: *price, version: *version };
+                store.stock_receive(&call, *partition, *product, *total, price).await
             }
-            Body::OrderPaid(paid) => {
-                end_remote(&call, (paid.order, paid.user), &paid.remote, RemoteEnd::Settled, &paid.day).await.map(drop)
+            Body::StockReturned { product, total, withheld, .. } => {
+                let units = if *withheld { ReturnedUnits::Withheld } else { ReturnedUnits::OnSale };
+                store.stock_regain(&call, *product, here, *total, units).await
             }
-            Body::OrderClosed(closed) => {
-                let end = if closed.from == OrderStatus::Paid { RemoteEnd::Refunded } else { RemoteEnd::Released };
-                end_remote(&call, (closed.order, closed.user), &closed.remote, end, &closed.day).await.map(drop)
+            Body::ProductUpdated { product, price, version, .. } if *version > 0 => {
+                let price = NumberedPrice { price: *price, version: *version };
+                let others = store.all().filter(|other| *other != here);
+                try_join_all(others.map(|other| store.price_set(other, *product, price))).await.map(drop)
             }
             _ => Ok(()),
         };

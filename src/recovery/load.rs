@@ -7,13 +7,13 @@ use futures_util::TryStreamExt;
 
 use super::{findings::PossibleLosses, progress::Progress, sequences::LastIds};
 use crate::{
-    config::{Retention, TOMBSTONE_TTL_MS},
+    config::Retention,
     model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, Scope, UserId, event::unpack_reply},
-    postgres::snapshot::{self, Snapshot},
+    postgres::snapshot::{self, AllotmentRow, PartitionStockRow, RemoteCouponRow, Snapshot},
     redis::{
         Store,
         bulk::Bulk,
-        commands::{DAY_FORMAT, OwnSequence, REMOTE_HOLD_GRACE_MS, SHARED_IDS_FROM},
+        commands::{DAY_FORMAT, OwnSequence, SHARED_IDS_FROM},
         keys::Keys,
         queries::ranking::ranked_until,
         records::pack_coupon,
@@ -37,6 +37,18 @@ pub(super) struct Loading<'a> {
 /// An id of a row.
 fn id<T>(new: fn(i64) -> Option<T>, id: i64) -> anyhow::Result<T> {
     new(id).ok_or_else(|| anyhow::anyhow!("{id} in PostgreSQL is no id"))
+}
+
+/// Writes a coupon that a campaign of partition `here` issued to a user of another one.
+pub(super) async fn write_remote_coupon(
+    bulk: &mut Bulk<'_>,
+    here: Partition,
+    row: &RemoteCouponRow,
+) -> anyhow::Result<()> {
+    let (coupon, user) = (id(CouponId::new, row.coupon_id)?, id(UserId::new, row.user_id)?);
+    let record = pack_coupon(row.issue_no, Millis(row.issued_at), "A", None, None);
+    bulk.member(here, Keys(here).holders(coupon), row.user_id).await?;
+    Ok(bulk.field(here, Keys(here).issued(user), row.coupon_id, record).await?)
 }
 
 impl Loading<'_> {
@@ -72,7 +84,7 @@ impl Loading<'_> {
         drop(rows);
         let mut rows = snapshot.remote_coupons(self.scope);
         while let Some(row) = rows.try_next().await? {
-            self.holder(bulk, row.coupon_id, row.user_id).await?;
+            write_remote_coupon(bulk, self.store.owner(row.coupon_id), &row).await?;
             progress.row("remote coupons");
         }
         drop(rows);
@@ -82,10 +94,22 @@ impl Loading<'_> {
             progress.row("orders");
         }
         drop(rows);
-        let mut rows = snapshot.holds(self.scope, self.now.0, self.retention);
+        let mut rows = snapshot.allotments(self.scope);
         while let Some(row) = rows.try_next().await? {
-            self.hold(bulk, &row).await?;
-            progress.row("remote holds");
+            self.allotment(bulk, &row).await?;
+            progress.row("allotments");
+        }
+        drop(rows);
+        if self.store.partitions() > 1 {
+            let mut rows = snapshot.changed_prices();
+            while let Some((product, price, version)) = rows.try_next().await? {
+                self.changed_price(bulk, product, price, version).await?;
+            }
+        }
+        let mut rows = snapshot.partition_stock(self.scope);
+        while let Some(row) = rows.try_next().await? {
+            self.partition_stock(bulk, &row).await?;
+            progress.row("units of other partitions");
         }
         drop(rows);
         let mut rows = snapshot.records(self.now.0);
@@ -120,6 +144,9 @@ impl Loading<'_> {
             &[("name", Some(&row.name)), ("category", Some(&row.category)), ("stocked", Some(&row.stocked))];
         bulk.hash(here, keys.product(product), fields).await?;
         bulk.field(here, keys.price(), row.id, row.price).await?;
+        if row.price_version != 0 {
+            bulk.field(here, keys.price_version(), row.id, row.price_version).await?;
+        }
         bulk.field(here, keys.stock(), row.id, row.on_sale).await?;
         for (key, units) in [(keys.held(), row.held), (keys.sold(), row.sold), (keys.withheld(), row.withheld)] {
             if units != 0 {
@@ -128,6 +155,52 @@ impl Loading<'_> {
         }
         bulk.ranked(here, keys.catalogue(), row.id, row.id).await?;
         Ok(bulk.ranked(here, keys.category(&row.category), row.id, row.id).await?)
+    }
+
+    async fn allotment(&self, bulk: &mut Bulk<'_>, row: &AllotmentRow) -> anyhow::Result<()> {
+        let here = self.store.owner(row.product_id);
+        let (keys, field) = (Keys(here), format!("{}:{}", row.product_id, row.partition));
+        let counts =
+            [(keys.allotted(), row.allotted), (keys.regained(), row.regained), (keys.recovered(), row.recovered)];
+        for (key, units) in counts {
+            if units != 0 {
+                bulk.field(here, key, &field, units).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A price that was brought to every partition.
+    async fn changed_price(&self, bulk: &mut Bulk<'_>, product: i64, price: i64, version: i64) -> anyhow::Result<()> {
+        let owner = self.store.owner(product);
+        for here in self.scope.iter().filter(|here| *here != owner) {
+            bulk.field(here, Keys(here).price(), product, price).await?;
+            bulk.field(here, Keys(here).price_version(), product, version).await?;
+            bulk.field(here, Keys(here).stock(), product, 0).await?;
+        }
+        Ok(())
+    }
+
+    async fn partition_stock(&self, bulk: &mut Bulk<'_>, row: &PartitionStockRow) -> anyhow::Result<()> {
+        let here = Partition(row.partition as u16);
+        let keys = Keys(here);
+        bulk.field(here, keys.price(), row.product_id, row.price).await?;
+        bulk.field(here, keys.price_version(), row.product_id, row.price_version).await?;
+        bulk.field(here, keys.stock(), row.product_id, row.on_sale).await?;
+        let counts = [
+            (keys.held(), row.held),
+            (keys.sold(), row.sold),
+            (keys.withheld(), row.withheld),
+            (keys.received(), row.received),
+            (keys.returned(), row.returned),
+            (keys.surrendered(), row.surrendered),
+        ];
+        for (key, units) in counts {
+            if units != 0 {
+                bulk.field(here, key, row.product_id, units).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn campaign(&self, bulk: &mut Bulk<'_>, row: &snapshot::CampaignRow) -> anyhow::Result<()> {
@@ -203,26 +276,6 @@ impl Loading<'_> {
         (ended_at.unwrap_or(self.now.0) + retention_ms - self.now.0).max(1)
     }
 
-    async fn hold(&self, bulk: &mut Bulk<'_>, row: &snapshot::HoldRow) -> anyhow::Result<()> {
-        let here = Partition(row.partition as u16);
-        let held = RemoteHold {
-            here,
-            order: id(OrderId::new, row.order_id)?,
-            user: row.user_id,
-            lines: &row.lines,
-            state: &row.state,
-            // Without an order, the owner partition is asked now.
-            due: row.expires_at.map_or(self.now, |at| Millis(at).plus(REMOTE_HOLD_GRACE_MS)),
-            may_be_paid: self.losses.may_be_paid(self.store.owner(row.order_id), row.placed_at),
-        };
-        held.write(bulk).await?;
-        if row.state == "SETTLED" {
-            let ttl_ms = self.remaining_ttl_ms(row.paid_at, self.retention.closed_ms());
-            bulk.expire_after(here, Keys(here).hold(held.order), ttl_ms).await?;
-        }
-        Ok(())
-    }
-
     async fn record(&self, bulk: &mut Bulk<'_>, row: &snapshot::RecordRow) -> anyhow::Result<()> {
         let Some(mut record) = unpack_reply(&row.reply) else {
             anyhow::bail!("an idempotency record in PostgreSQL is {:?}", row.reply);
@@ -247,7 +300,7 @@ impl Loading<'_> {
         let mut rows = snapshot.ranks(self.scope, self.zone.name(), &first);
         while let Some(row) = rows.try_next().await? {
             let day = NaiveDate::parse_from_str(&row.day, DAY_FORMAT)?;
-            let here = self.store.owner(row.product_id);
+            let here = Partition(row.partition as u16);
             for (key, score) in [(Keys(here).rank_units(day), row.units), (Keys(here).rank_won(day), row.won)] {
                 bulk.ranked(here, key.clone(), row.product_id, score).await?;
                 bulk.expire_after(here, key, ranked_until(day).0 - self.now.0).await?;
@@ -275,42 +328,6 @@ impl Loading<'_> {
                     bulk.field(here, Keys(here).ids(), sequence.name(partitions), ids.own_number()).await?;
                 }
             }
-        }
-        Ok(())
-    }
-}
-
-/// A remote hold: stock held for an order of another partition, as the scripts leave it.
-pub(super) struct RemoteHold<'a> {
-    pub(super) here: Partition,
-    pub(super) order: OrderId,
-    pub(super) user: i64,
-    pub(super) lines: &'a str,
-    /// HELD or SETTLED; after a repair also RELEASED or REFUNDED.
-    pub(super) state: &'a str,
-    /// When the sweeper asks for the order, while the state is HELD.
-    pub(super) due: Millis,
-    pub(super) may_be_paid: bool,
-}
-
-impl RemoteHold<'_> {
-    pub(super) async fn write(&self, bulk: &mut Bulk<'_>) -> anyhow::Result<()> {
-        let RemoteHold { here, order, user, lines, state, due, may_be_paid } = self;
-        let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
-            ("state", Some(state)),
-            ("lines", Some(lines)),
-            ("user", Some(user)),
-            ("doubt", may_be_paid.then_some(&1 as _)),
-        ];
-        bulk.hash(*here, Keys(*here).hold(*order), fields).await?;
-        let member = format!("{order}:{user}");
-        match *state {
-            "HELD" => bulk.ranked(*here, Keys(*here).holds(), member, due.0).await?,
-            _ => bulk.unranked(*here, Keys(*here).holds(), member).await?,
-        }
-        // A SETTLED hold gets its TTL from the caller; a REFUNDED one when its event is projected (`projector::evict`).
-        if *state == "RELEASED" {
-            bulk.expire_after(*here, Keys(*here).hold(*order), TOMBSTONE_TTL_MS).await?;
         }
         Ok(())
     }

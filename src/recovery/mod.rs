@@ -1,7 +1,8 @@
 //! Opens the two stores at start ([`open`]), and rebuilds Redis from PostgreSQL ([`rebuild`]), also while the process runs
 //! ([`watch`]). [`join`] opens Redis without PostgreSQL, on the word of other instances.
 
-pub mod findings;
+pub mod convert;
+mod findings;
 pub mod join;
 mod load;
 pub mod log;

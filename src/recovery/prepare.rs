@@ -1,69 +1,70 @@
 //! Prepares a rebuild: freezes its partitions, and compares the two stores before anything is emptied.
 //!
 //! **A rebuild of some partitions, while the others decide.** Rows of PostgreSQL that two partitions share are compared:
-//! coupons, and stock that one holds for an order of the other. So the others are projected up to where they were after
+//! coupons, and units that went from one to the other. So the others are projected up to where they were after
 //! the freeze; their effects of decisions of a frozen partition are then in PostgreSQL. A step that one of
-//! them lacks is taken by its scripts ([`repair`](super::repair)). One that has taken a step which the rows of the frozen
-//! partition contradict has to go back, and is rebuilt too: the scope grows.
+//! them lacks is taken by its scripts ([`repair`](super::repair)).
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
-use futures_util::{TryStreamExt, future::try_join_all};
+use futures_util::future::try_join_all;
 
 use super::{
+    convert::has_stock_holds,
     findings::{PartitionFinding, beyond},
     rebuild::{QUIET_PERIOD, REASON, Rebuild, RebuildOptions},
-    repair::{HoldStep, hold_step},
 };
 use crate::{
     model::{Identity, Partition, Position, Scope},
-    postgres::{self, loss, progress, snapshot::Snapshot},
-    redis::bulk::PartitionState,
+    postgres::{self, loss, progress},
+    redis::{LAYOUT, bulk::PartitionState},
 };
 
 /// How long the catch-up of a partition may make no progress.
 const CATCH_UP_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl Rebuild {
-    /// Freezes the partitions, projects their outboxes, and finds out what is lost. Adds partitions to `scope` that have to
-    /// be rebuilt too, and to `frozen` those that have to be opened again if the rebuild ends here.
+    /// Freezes the partitions, projects their outboxes, and finds out what is lost. Adds to `frozen` those that have to be opened again if
+    /// the rebuild ends here.
     pub(super) async fn prepare(
         &self,
         identity: &Identity,
         options: &RebuildOptions,
-        scope: &mut Scope,
+        scope: &Scope,
         frozen: &mut Vec<Partition>,
     ) -> anyhow::Result<Vec<PartitionFinding>> {
         let mut states = BTreeMap::new();
-        loop {
-            self.freeze(identity, scope, &mut states, frozen).await?;
-            for (here, state) in &states {
-                if !state.rebuilding
-                    && let Some(gap) = self.projector.project(*here).await?
-                {
-                    // A gap is a loss: the partition stays frozen even if the rebuild is refused.
-                    self.store.keep_closed(*here, &gap).await?;
-                    frozen.retain(|frozen| frozen != here);
-                }
+        self.freeze(identity, scope, &mut states, frozen).await?;
+        self.check_layouts(scope, &states).await?;
+        for (here, state) in &states {
+            if !state.rebuilding
+                && let Some(gap) = self.projector.project(*here).await?
+            {
+                // A gap is a loss: the partition stays frozen even if the rebuild is refused.
+                self.store.keep_closed(*here, &gap).await?;
+                frozen.retain(|frozen| frozen != here);
             }
-            let findings = self.findings(&states).await?;
-            check_losses(&findings, options)?;
-            if scope.is_all() {
-                return Ok(findings);
-            }
+        }
+        let findings = self.findings(&states).await?;
+        check_losses(&findings, options)?;
+        if !scope.is_all() {
             if let Some(barrier) = &self.barrier {
                 barrier(scope.clone()).await?;
             }
             self.catch_up_others(identity, scope).await?;
-            let more = self.contradicting(scope).await?;
-            if more.is_empty() {
-                return Ok(findings);
-            }
-            let names: Vec<u16> = more.iter().map(|here| here.0).collect();
-            tracing::warn!(partitions = ?names, "partitions took steps that PostgreSQL contradicts, and are rebuilt too");
-            scope.extend(more);
         }
+        Ok(findings)
+    }
+
+    /// Checks that a store of an earlier layout is rebuilt as a whole: units that partitions held for each other's orders move.
+    async fn check_layouts(&self, scope: &Scope, states: &BTreeMap<Partition, PartitionState>) -> anyhow::Result<()> {
+        let is_earlier =
+            |state: &PartitionState| state.layout.is_some_and(|layout| layout < LAYOUT) && !state.rebuilding;
+        if !scope.is_all() && (states.values().any(is_earlier) || has_stock_holds(&self.db).await?) {
+            bail!("the store was written by an earlier version: rebuild all partitions at once");
+        }
+        Ok(())
     }
 
     /// Freezes the partitions of the scope that are not in `states` yet, and adds their states.
@@ -153,33 +154,6 @@ impl Rebuild {
             }
         };
         try_join_all(scope.others().map(catch_up)).await.map(drop)
-    }
-
-    /// The partitions outside the scope that have to go back, because they took steps of orders that PostgreSQL, as the
-    /// scope will be, contradicts.
-    async fn contradicting(&self, scope: &Scope) -> anyhow::Result<Vec<Partition>> {
-        let mut snapshot = Snapshot::begin(&self.db).await?;
-        let mut rows = snapshot.stray_holds(scope, self.zone.name());
-        let mut found = Vec::new();
-        while let Some(row) = rows.try_next().await? {
-            let here = Partition(row.partition as u16);
-            if hold_step(&row, scope) == HoldStep::Contradicts && !found.contains(&here) {
-                found.push(here);
-            }
-        }
-        drop(rows);
-        snapshot.end().await?;
-        for here in &found {
-            if !is_live(&self.store.partition_state(*here).await?) {
-                let scope: Vec<u16> = scope.iter().map(|here| here.0).collect();
-                bail!(
-                    "partition {} took steps that the rows of partitions {scope:?} in PostgreSQL contradict, and does not \
-                     decide itself: rebuild them together",
-                    here.0
-                );
-            }
-        }
-        Ok(found)
     }
 }
 

@@ -40,6 +40,7 @@ use futures_util::future::BoxFuture;
 
 pub use super::findings::LossBounds;
 use super::{
+    convert::{convert_stock_holds, has_stock_holds},
     findings::{Bound, PartitionFinding, PossibleLosses},
     load::Loading,
     log::{OpenRecoveries, RebuildCause, RecoveryLog, end_interrupted},
@@ -315,13 +316,13 @@ impl Rebuild {
     async fn run_logged(
         &self,
         identity: &Identity,
-        mut scope: Scope,
+        scope: Scope,
         options: &RebuildOptions,
         (log, progress): (&mut OpenRecoveries<'_>, &Progress),
     ) -> anyhow::Result<Summary> {
         let began = Instant::now();
         let mut frozen = Vec::new();
-        let findings = match self.prepare(identity, options, &mut scope, &mut frozen).await {
+        let findings = match self.prepare(identity, options, &scope, &mut frozen).await {
             Ok(findings) => findings,
             Err(error) => {
                 // Redis still has all its data.
@@ -375,6 +376,9 @@ impl Rebuild {
         let marked_us = self.clock.uptime_us();
         self.store.empty(scope).await?;
         self.projector.rewind(&positions).await?;
+        if has_stock_holds(&self.db).await? {
+            convert_stock_holds(&self.db, scope.partitions()).await?;
+        }
         steps.end("empty");
 
         let mut snapshot = Snapshot::begin(&self.db).await?;
@@ -388,7 +392,7 @@ impl Rebuild {
         bulk.flush().await?;
         steps.end_parts("read", ("write", bulk.writing()));
         progress.begin("finish");
-        let repair = Repair { store, db: &self.db, scope, zone, now, losses };
+        let repair = Repair { store, scope, zone, now };
         summary.repaired = repair.run(&mut snapshot, &mut bulk).await?;
         snapshot.end().await?;
         let withhold = Withhold { store, scope, now, losses };

@@ -1,7 +1,7 @@
 //! Withholds the units and coupons that lost decisions may have sold or issued, until an operator releases them. Emits
 //! the event that begins the new epoch in each partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::findings::{Bound, PossibleLosses};
 use crate::{
@@ -32,15 +32,15 @@ impl Withhold<'_> {
         for here in self.scope.iter() {
             let (mut begun, mut units, mut coupons) = (false, 0, 0);
             if let Some(bound) = self.losses.bound(here) {
-                let mut offset = 0;
-                loop {
-                    let page = self.store.stock_page(here, offset, BATCH).await?;
-                    offset += page.len();
-                    if page.is_empty() {
-                        break;
+                let (mut cursor, mut seen) = (Some("0".to_owned()), HashSet::new());
+                while let Some(from) = cursor {
+                    let (mut page, next) = self.store.stock_page(here, &from, BATCH).await?;
+                    cursor = next;
+                    page.retain(|(product, _)| seen.insert(*product));
+                    if !page.is_empty() {
+                        units += self.units(bulk, here, page, bound).await?;
+                        begun = true;
                     }
-                    units += self.units(bulk, here, page, bound).await?;
-                    begun = true;
                 }
                 let mut offset = 0;
                 loop {

@@ -12,7 +12,7 @@ use std::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{LAYOUT, Store, keys::Keys, outbox::StreamId};
-use crate::model::{Error, Identity, Millis, Partition, Position, Scope, event};
+use crate::model::{Error, Identity, Millis, Partition, Position, Scope, UserId, event};
 
 /// The number of commands per pipeline. Redis runs them at once, and serves no other client meanwhile: about two milliseconds.
 const PIPELINE_BATCH: usize = 500;
@@ -26,6 +26,8 @@ pub struct PartitionState {
     pub position: Option<Position>,
     pub frozen: Option<String>,
     pub rebuilding: bool,
+    /// The number of the layout in which the partition is written.
+    pub layout: Option<i64>,
 }
 
 impl Store {
@@ -35,11 +37,11 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn partition_state(&self, here: Partition) -> Result<PartitionState, Error> {
         let mut read = redis::cmd("HMGET");
-        read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "rebuilding"]);
-        type StateFields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>);
-        let (store, epoch, seq, frozen, rebuilding): StateFields = self.query_unchecked(here, &read).await?;
+        read.arg(Keys(here).meta()).arg(&["store", "epoch", "seq", "frozen", "rebuilding", "layout"]);
+        type StateFields = (Option<String>, Option<i64>, Option<i64>, Option<String>, Option<String>, Option<i64>);
+        let (store, epoch, seq, frozen, rebuilding, layout): StateFields = self.query_unchecked(here, &read).await?;
         let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
-        Ok(PartitionState { store, position, frozen, rebuilding: rebuilding.is_some() })
+        Ok(PartitionState { store, position, frozen, rebuilding: rebuilding.is_some(), layout })
     }
 
     /// Freezes a partition for `reason`, unless it is frozen already. A partition without a state gets one at `position`.
@@ -166,14 +168,21 @@ impl Store {
         Ok(removed)
     }
 
-    /// A page of a partition's products by id, each with its units on sale.
+    /// A page of the products that a partition has on sale, each with its units, and the next cursor, which is `None` after the last page.
+    /// A product may be in two pages.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn stock_page(&self, here: Partition, offset: usize, size: usize) -> Result<Vec<(i64, i64)>, Error> {
-        let ids = self.page_of(here, Keys(here).catalogue(), offset, size).await?;
-        let stock = self.stock_of(here, &ids).await?;
-        Ok(ids.into_iter().zip(stock).collect())
+    pub async fn stock_page(
+        &self,
+        here: Partition,
+        cursor: &str,
+        size: usize,
+    ) -> Result<(Vec<(i64, i64)>, Option<String>), Error> {
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(Keys(here).stock()).arg(cursor).arg("COUNT").arg(size);
+        let (next, page): (String, Vec<(i64, i64)>) = self.query_unchecked(here, &scan).await?;
+        Ok((page, Some(next).filter(|next| next != "0")))
     }
 
     /// Units on sale of these products.
@@ -188,6 +197,16 @@ impl Store {
         read.arg(Keys(here).stock()).arg(ids);
         let stock: Vec<Option<i64>> = self.query_unchecked(here, &read).await?;
         Ok(stock.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// A user's coupon of a campaign, as the scripts write it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn coupon_field(&self, here: Partition, user: UserId, coupon: i64) -> Result<Option<String>, Error> {
+        let mut read = redis::cmd("HGET");
+        read.arg(Keys(here).user(user)).arg(coupon);
+        self.query_unchecked(here, &read).await
     }
 
     /// A page of a partition's campaigns by id, each with the number of coupons that are neither issued nor withheld.

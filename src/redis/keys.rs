@@ -25,6 +25,7 @@ pub enum KeyKind {
     /// By the digest of the idempotency key.
     Record(String),
     User(UserId),
+    Issued(UserId),
     Campaign(CouponId),
     Holders(CouponId),
     Campaigns,
@@ -39,8 +40,14 @@ pub enum KeyKind {
     Order(OrderId),
     Expiry,
     Gateway,
-    Hold(OrderId),
-    Holds,
+    Allotted,
+    Regained,
+    Recovered,
+    Received,
+    Returned,
+    Surrendered,
+    Freed,
+    PriceVersion,
     RankUnits(NaiveDate),
     RankWon(NaiveDate),
 }
@@ -83,6 +90,12 @@ impl Keys {
     /// hash: `name balance entries tail open`, and by coupon id the user's coupons: `issue_no|issued_at|state|order|used_at`.
     pub fn user(self, id: UserId) -> String {
         self.key(format_args!("user:{id}"))
+    }
+
+    /// hash: by coupon id, the coupons that campaigns of this partition issued to a user of another one, each as it was issued.
+    /// Its state is in the user's partition once an order has used it.
+    pub fn issued(self, id: UserId) -> String {
+        self.key(format_args!("issued:{id}"))
     }
 
     /// hash: `code type amount total issued opens_at closes_at expires_at`; after a loss `withheld`, the coupons that are not
@@ -142,9 +155,8 @@ impl Keys {
         self.key(format_args!("withheld"))
     }
 
-    /// hash: `user status total discount final coupon lines far placed_at expires_at`, then its payment and its end; `far` are
-    /// the lines that other partitions hold, and `doubt` is 1 if lost decisions may have paid the order. Evicted some time after
-    /// it is final and in PostgreSQL.
+    /// hash: `user status total discount final coupon lines placed_at expires_at`, then its payment and its end; `doubt` is 1 if lost
+    /// decisions may have paid the order. Evicted some time after it is final and in PostgreSQL.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }
@@ -159,15 +171,44 @@ impl Keys {
         self.key(format_args!("gateway"))
     }
 
-    /// hash: `state lines user` of the stock that this partition holds for an order of another one; `doubt` as in the order.
-    /// Evicted like orders.
-    pub fn hold(self, order: OrderId) -> String {
-        self.key(format_args!("hold:{order}"))
+    /// hash: `product:partition` → units that the product's owner partition, this one, ever gave to the other one.
+    pub fn allotted(self) -> String {
+        self.key(format_args!("allotted"))
     }
 
-    /// zset: `order:user` by the check of its remote hold, ms.
-    pub fn holds(self) -> String {
-        self.key(format_args!("holds"))
+    /// hash: `product:partition` → units on sale that the owner partition, this one, ever took back.
+    pub fn regained(self) -> String {
+        self.key(format_args!("regained"))
+    }
+
+    /// hash: `product:partition` → withheld units that the owner partition, this one, ever took back.
+    pub fn recovered(self) -> String {
+        self.key(format_args!("recovered"))
+    }
+
+    /// hash: id of a product of another partition → units that this one ever received.
+    pub fn received(self) -> String {
+        self.key(format_args!("received"))
+    }
+
+    /// hash: id of a product of another partition → units on sale that this one ever gave back.
+    pub fn returned(self) -> String {
+        self.key(format_args!("returned"))
+    }
+
+    /// hash: id of a product of another partition → withheld units that this one ever gave back.
+    pub fn surrendered(self) -> String {
+        self.key(format_args!("surrendered"))
+    }
+
+    /// hash: product id → units that ever came back on sale here.
+    pub fn freed(self) -> String {
+        self.key(format_args!("freed"))
+    }
+
+    /// hash: product id → the number of its price, which each change of the price increments.
+    pub fn price_version(self) -> String {
+        self.key(format_args!("price_version"))
     }
 
     /// zset: product id by units of paid orders, of one day.
@@ -190,6 +231,7 @@ impl Keys {
             KeyKind::Ids => self.ids(),
             KeyKind::Record(digest) => self.record(digest),
             KeyKind::User(id) => self.user(*id),
+            KeyKind::Issued(id) => self.issued(*id),
             KeyKind::Campaign(id) => self.campaign(*id),
             KeyKind::Holders(id) => self.holders(*id),
             KeyKind::Campaigns => self.campaigns(),
@@ -204,8 +246,14 @@ impl Keys {
             KeyKind::Order(id) => self.order(*id),
             KeyKind::Expiry => self.expiry(),
             KeyKind::Gateway => self.gateway(),
-            KeyKind::Hold(order) => self.hold(*order),
-            KeyKind::Holds => self.holds(),
+            KeyKind::Allotted => self.allotted(),
+            KeyKind::Regained => self.regained(),
+            KeyKind::Recovered => self.recovered(),
+            KeyKind::Received => self.received(),
+            KeyKind::Returned => self.returned(),
+            KeyKind::Surrendered => self.surrendered(),
+            KeyKind::Freed => self.freed(),
+            KeyKind::PriceVersion => self.price_version(),
             KeyKind::RankUnits(day) => self.rank_units(*day),
             KeyKind::RankWon(day) => self.rank_won(*day),
         }
@@ -228,6 +276,7 @@ impl Keys {
             ["ids"] => KeyKind::Ids,
             ["idem", digest] => KeyKind::Record((*digest).to_owned()),
             ["user", user] => KeyKind::User(id(UserId::new, user)?),
+            ["issued", user] => KeyKind::Issued(id(UserId::new, user)?),
             ["coupon", coupon] => KeyKind::Campaign(id(CouponId::new, coupon)?),
             ["coupon", coupon, "holders"] => KeyKind::Holders(id(CouponId::new, coupon)?),
             ["coupons"] => KeyKind::Campaigns,
@@ -242,8 +291,14 @@ impl Keys {
             ["order", order] => KeyKind::Order(id(OrderId::new, order)?),
             ["expiry"] => KeyKind::Expiry,
             ["gateway"] => KeyKind::Gateway,
-            ["hold", order] => KeyKind::Hold(id(OrderId::new, order)?),
-            ["holds"] => KeyKind::Holds,
+            ["allotted"] => KeyKind::Allotted,
+            ["regained"] => KeyKind::Regained,
+            ["recovered"] => KeyKind::Recovered,
+            ["received"] => KeyKind::Received,
+            ["returned"] => KeyKind::Returned,
+            ["surrendered"] => KeyKind::Surrendered,
+            ["freed"] => KeyKind::Freed,
+            ["price_version"] => KeyKind::PriceVersion,
             ["rank", "units", units] => KeyKind::RankUnits(day(units)?),
             ["rank", "won", won] => KeyKind::RankWon(day(won)?),
             _ => return None,
@@ -263,9 +318,17 @@ impl Keys {
             self.held(),
             self.sold(),
             self.withheld(),
+            self.allotted(),
+            self.regained(),
+            self.recovered(),
+            self.received(),
+            self.returned(),
+            self.surrendered(),
+            self.freed(),
+            self.price_version(),
             self.serving(),
         ];
-        let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway(), self.holds()];
+        let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway()];
         let hashes = hashes.into_iter().map(|key| (key, "hash"));
         let sets = sets.into_iter().map(|key| (key, "zset"));
         hashes.chain(sets).chain([(self.outbox(), "stream")]).collect()
@@ -277,7 +340,7 @@ impl Keys {
         let mut samples: Vec<String> = self.fixed().into_iter().map(|(key, _)| key).collect();
         samples.extend(["idem:0", "catalogue:A"].map(|rest| self.key(format_args!("{rest}"))));
         samples.extend(
-            ["user:1", "product:1", "coupon:1", "coupon:1:holders", "order:1", "hold:1"]
+            ["user:1", "issued:1", "product:1", "coupon:1", "coupon:1:holders", "order:1"]
                 .map(|rest| self.key(format_args!("{rest}"))),
         );
         samples.extend([self.rank_units(day), self.rank_won(day)]);
@@ -314,7 +377,7 @@ mod tests {
             })
             .collect();
         let distinct: HashSet<_> = kinds.iter().map(std::mem::discriminant).collect();
-        assert_eq!((distinct.len(), kinds.len()), (25, 25), "a sample of each kind");
+        assert_eq!((distinct.len(), kinds.len()), (32, 32), "a sample of each kind");
         for foreign in
             ["", "meta", "{p0}:", "{p0}:metb", "{p00}:meta", "{p0}:user:01", "{p0}:user:0", "{p0}:rank:units:2026030"]
         {

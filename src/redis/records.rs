@@ -18,12 +18,21 @@ pub struct CouponRecord {
     pub free: bool,
 }
 
+/// What a user's partition knows of a purchase.
+#[derive(Clone, Debug)]
+pub struct Buyer {
+    /// `None`: there is no such user.
+    pub balance: Option<Won>,
+    /// The user's coupon, if it is beside the user.
+    pub coupon: Option<CouponRecord>,
+    /// The price of each product, if the partition knows it.
+    pub prices: Vec<Option<Won>>,
+}
+
 /// An order in Redis: the order itself, and the state of its gateway payment.
 #[derive(Clone, Debug)]
 pub struct OrderRecord {
     pub order: Order,
-    /// The lines held in other partitions; `order.lines` includes them.
-    pub remote: Vec<OrderLine>,
     /// The day of the sale of a paid order, `%Y%m%d`.
     pub day: Option<String>,
     pub gateway: Option<GatewayRecord>,
@@ -110,6 +119,13 @@ pub fn pack_coupon(
     format!("{issue_no}|{}|{state}|{}|{}", issued_at.0, text(order), text(used_at.map(|at| at.0)))
 }
 
+/// The record of a coupon in a new state, of no order.
+pub fn repack_coupon(record: &str, state: &str) -> String {
+    let mut parts = record.split('|');
+    let mut next = || parts.next().unwrap_or_default();
+    format!("{}|{}|{state}||", next(), next())
+}
+
 pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) -> Result<Campaign, Error> {
     let read = || {
         let int = |name: &str| fields.get(name)?.parse::<i64>().ok();
@@ -133,9 +149,7 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
 pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
     let text = |name: &str| fields.get(name).map(String::as_str).filter(|text| !text.is_empty());
     let int = |name: &str| text(name)?.parse::<i64>().ok();
-    let remote = event::unpack_lines(text("far").unwrap_or(""))?;
-    let mut lines = event::unpack_lines(text("lines").unwrap_or(""))?;
-    lines.extend(remote.iter().copied());
+    let lines = event::unpack_lines(text("lines").unwrap_or(""))?;
     let payment_id = int("payment").and_then(PaymentId::new);
     let payment_type = text("type").and_then(|name| name.parse().ok());
     let receipt = text("receipt").map(str::to_owned);
@@ -188,7 +202,7 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         closed_at,
         close_reason: text("reason").and_then(|name| name.parse().ok()),
     };
-    Some(OrderRecord { order, remote, day: text("day").map(str::to_owned), gateway })
+    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway })
 }
 
 #[cfg(test)]
@@ -203,7 +217,7 @@ mod tests {
     }
 
     const CAMPAIGN: &str = "code A|type FIXED|amount 5|total 9|issued 3|withheld 1|opens_at 0|closes_at 5|expires_at 9";
-    const ORDER: &str = "user 1|status PAID|lines 1:2:300|far 2:1:5|total 605|discount 5|final 600|coupon 4|placed_at 1|\
+    const ORDER: &str = "user 1|status PAID|lines 1:2:300,2:1:5|total 605|discount 5|final 600|coupon 4|placed_at 1|\
         expires_at 9|payment 7|type CARD|receipt r|paid_at 5|closed_at 6|reason REFUNDED|gateway REFUND_DUE|gateway_at 5|\
         key 0a|fingerprint 0b|day 20260302";
     const NUMBERS: &[&str] = &[
@@ -248,7 +262,7 @@ mod tests {
         let found = campaign(CouponId::new(1).unwrap(), &hash(CAMPAIGN)).unwrap();
         assert_eq!((found.terms.total, found.issued, found.withheld), (9, 3, 1));
         let found = order_record(OrderId::new(1).unwrap(), &hash(ORDER)).unwrap();
-        assert_eq!((found.order.lines.len(), found.remote.len()), (2, 1));
+        assert_eq!(found.order.lines.len(), 2);
         assert_eq!(found.gateway.unwrap().state, GatewayState::RefundDue);
         assert_eq!(coupon_record(1, "3|5|H|7|").unwrap().held_by, OrderId::new(7));
     }

@@ -1,5 +1,5 @@
-//! Eviction: orders and remote holds that are final leave Redis once PostgreSQL has them, so that memory does not grow with every
-//! sale. A decision that needs one restores it.
+//! Eviction: orders that are final leave Redis once PostgreSQL has them, so that memory does not grow with every sale. A decision
+//! that needs one restores it.
 
 use super::{
     Store,
@@ -12,27 +12,10 @@ use crate::model::{Error, OrderId, Partition};
 /// Keys of one call of the script, which keeps Redis busy for at most a millisecond.
 const EVICT_BATCH: usize = 200;
 
-/// A hash of one partition that may be evicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum EvictionCandidate {
-    Order(OrderId),
-    /// The stock held for an order of another partition.
-    Hold(OrderId),
-}
-
-impl EvictionCandidate {
-    fn key(self, here: Partition) -> String {
-        match self {
-            EvictionCandidate::Order(order) => Keys(here).order(order),
-            EvictionCandidate::Hold(order) => Keys(here).hold(order),
-        }
-    }
-}
-
-/// The state that PostgreSQL has of a candidate, and how much longer the candidate stays.
+/// The state that PostgreSQL has of an order, and how much longer the order stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Eviction {
-    /// The order's status, CLOSED for an order that is FAILED or CANCELLED; or the hold's state.
+    /// The order's status, CLOSED for an order that is FAILED or CANCELLED.
     pub was: &'static str,
     pub ttl_ms: i64,
 }
@@ -43,15 +26,15 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`]. A repeat is safe.
-    pub async fn evict(&self, here: Partition, evictions: &[(EvictionCandidate, Eviction)]) -> Result<(), Error> {
+    pub async fn evict(&self, here: Partition, evictions: &[(OrderId, Eviction)]) -> Result<(), Error> {
         if evictions.is_empty() {
             return Ok(());
         }
         let mut calls = redis::pipe();
         for batch in evictions.chunks(EVICT_BATCH) {
             let mut invocation = Invocation::new(&script::ORDER_EVICT);
-            for (candidate, eviction) in batch {
-                invocation.key(candidate.key(here)).arg(eviction.was).arg(eviction.ttl_ms);
+            for (order, eviction) in batch {
+                invocation.key(Keys(here).order(*order)).arg(eviction.was).arg(eviction.ttl_ms);
             }
             // By source, because a pipeline can't load a forgotten script and go on.
             calls.add_command(invocation.by_source()).ignore();
@@ -59,35 +42,35 @@ impl Store {
         self.pipe_unchecked(here, &calls).await
     }
 
-    /// For each candidate, whether it is in Redis and does not expire.
+    /// For each order, whether it is in Redis and does not expire.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn stays(&self, here: Partition, candidates: &[EvictionCandidate]) -> Result<Vec<bool>, Error> {
-        if candidates.is_empty() {
+    pub async fn stays(&self, here: Partition, orders: &[OrderId]) -> Result<Vec<bool>, Error> {
+        if orders.is_empty() {
             return Ok(Vec::new());
         }
         let mut read = redis::pipe();
-        for candidate in candidates {
-            read.cmd("PTTL").arg(candidate.key(here));
+        for order in orders {
+            read.cmd("PTTL").arg(Keys(here).order(*order));
         }
         let ttls: Vec<i64> = self.pipe_unchecked(here, &read).await?;
         Ok(ttls.into_iter().map(|ttl| ttl == -1).collect())
     }
 
-    /// `order_restore.lua`: true if Redis did not have the order, or the hold.
+    /// `order_restore.lua`: true if Redis did not have the order.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn order_restore(
         &self,
         here: Partition,
-        candidate: EvictionCandidate,
+        order: OrderId,
         fields: &[(&'static str, String)],
         ttl_ms: i64,
     ) -> Result<bool, Error> {
         let mut invocation = Invocation::new(&script::ORDER_RESTORE);
-        invocation.key(Keys(here).meta()).key(candidate.key(here)).arg(ttl_ms);
+        invocation.key(Keys(here).meta()).key(Keys(here).order(order)).arg(ttl_ms);
         for (field, value) in fields {
             invocation.arg(*field).arg(value);
         }

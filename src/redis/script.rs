@@ -6,7 +6,7 @@ use redis::{RedisError, ServerErrorKind, ToRedisArgs, Value, aio::MultiplexedCon
 
 use super::{
     Store, connection::ConnectionHandle, keys::Keys, partition_closed, progress::Acknowledgements,
-    reply_code::ReplyCode, script_reply::ScriptReply, server_error::Means,
+    reply_code::ReplyCode, script_reply::ScriptReply,
 };
 use crate::{
     config::ReplicaAck,
@@ -53,16 +53,17 @@ scripts! {
     ORDER_PLACE = "order_place";
     ORDER_PAY = "order_pay";
     ORDER_CLOSE = "order_close";
-    ORDER_RESOLVE = "order_resolve";
     ORDER_EVICT = "order_evict";
     ORDER_RESTORE = "order_restore";
     PAYMENT_BEGIN = "payment_begin";
     PAYMENT_FINISH = "payment_finish";
     PAYMENT_POSTPONE = "payment_postpone";
     PAYMENT_RESOLVE = "payment_resolve";
-    STOCK_HOLD = "stock_hold";
-    HOLD_SUSPECT = "hold_suspect";
-    STOCK_SETTLE = "stock_settle";
+    STOCK_ALLOT = "stock_allot";
+    STOCK_RECEIVE = "stock_receive";
+    STOCK_RETURN = "stock_return";
+    STOCK_REGAIN = "stock_regain";
+    PRICE_SET = "price_set";
     USERS_CREATE = "users_create";
     PRODUCT_CREATE = "product_create";
     PRODUCT_UPDATE = "product_update";
@@ -255,13 +256,13 @@ impl Store {
             // Boxed: without replicas no call is to carry this future.
             return Box::pin(self.eval_replicated(here, script, (command, ack), parse)).await;
         }
-        let (handle, mut link) = self.connection(here).await.map_err(Error::of_step_not_run)?;
+        let (handle, mut link) = self.connection(here).await?;
         // Read before the call: the script must decide after everything that was acknowledged until now.
         let before = self.watermark(here).before_call();
         let called = Instant::now();
         let mut result: Result<Value, RedisError> = command.query_async(&mut link).await;
         if is_forgotten(&result) {
-            self.load_again(here, script, &handle, &mut link).await.map_err(Error::of_step_not_run)?;
+            self.load_again(here, script, &handle, &mut link).await?;
             result = command.query_async(&mut link).await;
         }
         script.meter.called(called.elapsed());
@@ -278,15 +279,15 @@ impl Store {
         parse: impl FnOnce(Value) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let timeout = self.shared_connections().timeout();
-        let mut dedicated = self.dedicated(here).await.map_err(Error::of_step_not_run)?;
+        let mut dedicated = self.dedicated(here).await?;
         let before = self.watermark(here).before_call();
         let called = Instant::now();
         let (mut result, mut wait) = dedicated.call(command, ack, timeout).await;
         if is_forgotten(&result) {
             // Not this connection: its wait is for nothing.
-            dedicated = self.dedicated(here).await.map_err(Error::of_step_not_run)?;
+            dedicated = self.dedicated(here).await?;
             let (handle, link) = dedicated.parts();
-            self.load_again(here, script, handle, link).await.map_err(Error::of_step_not_run)?;
+            self.load_again(here, script, handle, link).await?;
             (result, wait) = dedicated.call(command, ack, timeout).await;
         }
         script.meter.called(called.elapsed());
@@ -326,11 +327,10 @@ impl Store {
         handle: &ConnectionHandle,
         result: Result<Value, RedisError>,
     ) -> Result<Value, Error> {
-        let refused = result.as_ref().is_err_and(|error| Means::of(error).is_refused_unrun());
         self.shared_connections().settle(handle, result).map_err(|error| {
             let unavailable = matches!(error, Error::Unavailable { .. });
             script.meter.failed(if unavailable { Failed::Unavailable } else { Failed::Error });
-            if refused { error.of_step_not_run() } else { error }
+            error
         })
     }
 
@@ -349,7 +349,7 @@ impl Store {
         if positions.closed {
             script.meter.failed(Failed::Closed);
             watermark.invalidate();
-            return Err(partition_closed().of_step_not_run());
+            return Err(partition_closed());
         }
         if let Some(found) = positions.first_new.filter(|first| *first <= before.position) {
             script.meter.failed(Failed::Lost);

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn empty_and_missing_fields_told_apart() {
-        for reply in both(&["ORDER_STATUS", "PAID", ""]) {
+        for reply in both(&["INSUFFICIENT_STOCK", "5", ""]) {
             let reply = reply.unwrap();
             assert_eq!(reply.get::<String>(1).unwrap(), "");
             assert!(reply.get::<i64>(1).is_err() && reply.get::<String>(2).is_err());

@@ -65,11 +65,6 @@ impl Means {
         }
     }
 
-    /// Whether Redis refused the command before it ran. A script with `#!lua` is refused whole.
-    pub(super) fn is_refused_unrun(self) -> bool {
-        matches!(self, Means::NotNow | Means::OtherPlace | Means::PerhapsOtherServer | Means::OtherServer)
-    }
-
     fn of_code(code: &str) -> Means {
         REFUSALS.iter().find(|(refusal, _)| *refusal == code).map_or(Means::Wrong, |(_, means)| *means)
     }

@@ -1,11 +1,13 @@
 //! Compares the records of Redis with those of PostgreSQL, kind by kind.
 
 mod campaigns;
-mod holds;
 mod orders;
+mod partition_stock;
+mod prices;
 mod products;
 mod rankings;
 mod records;
+mod remote_coupons;
 mod users;
 
 use super::{Audit, PAGE, report::Findings};
@@ -15,7 +17,7 @@ use crate::{
 };
 
 impl Audit {
-    /// Compares the records of a partition with these ids (of remote holds: the ids of their orders).
+    /// Compares the records of a partition with these ids.
     pub(super) async fn compare(
         &self,
         kind: RecordKind,
@@ -54,7 +56,8 @@ impl Audit {
             }
             RecordKind::Campaigns => self.campaigns(here, ids, findings).await,
             RecordKind::Orders => self.orders(here, ids, findings).await,
-            RecordKind::Holds => self.holds(here, ids, findings).await,
+            RecordKind::PartitionStock => self.partition_stock(here, ids, findings).await,
+            RecordKind::RemoteCoupons => self.remote_coupons(here, ids, findings).await,
         }
     }
 }

@@ -12,12 +12,9 @@ use crate::{
     },
     model::{OrderId, OrderStatus, Partition, event::unpack_lines},
     postgres::{queries::archived_orders, snapshot::OrderRow},
-    redis::{
-        queries::{
-            audit::{HashFields, OrderSeen},
-            due::STUCK_OFFSET,
-        },
-        retention::EvictionCandidate,
+    redis::queries::{
+        audit::{HashFields, OrderSeen},
+        due::STUCK_OFFSET,
     },
 };
 
@@ -31,7 +28,6 @@ const FIELDS: &[(&str, &str)] = &[
     ("final", "the price"),
     ("coupon", "the coupon"),
     ("lines", "the lines"),
-    ("far", "the remote lines"),
     ("placed_at", "the time of its placement"),
     ("expires_at", "the end of its hold"),
     ("paid_at", "the time of payment"),
@@ -56,11 +52,11 @@ const MAX_PAUSE_MS: i64 = 60 * 60 * 1000;
 
 impl Audit {
     pub(super) async fn orders(&self, here: Partition, ids: &[i64], findings: &mut Findings) -> anyhow::Result<()> {
-        let (partitions, zone) = (self.store.partitions(), self.zone.name());
+        let zone = self.zone.name();
         let Moment { rows, seen, since, evicted, .. } = self
             .moment(
                 here,
-                async |snapshot| snapshot.orders_of(ids, partitions, zone).await,
+                async |snapshot| snapshot.orders_of(ids, zone).await,
                 async |outbox| self.store.inspect_orders(here, outbox, ids).await,
             )
             .await?;
@@ -70,8 +66,7 @@ impl Audit {
         for (id, seen) in ids.iter().zip(&seen) {
             let OrderSeen { fields, expires, watched, leaves } = seen;
             let row = expected.get(id);
-            // A hash without a user is a tombstone.
-            let exists = fields.contains_key("user");
+            let exists = !fields.is_empty();
             let evictable = evictable.contains(id);
             let mut wrong = vec![
                 one_sided(exists, row.is_some()).filter(|_| exists || !evictable),
@@ -88,15 +83,13 @@ impl Audit {
                 wrong.extend(by_itself(fields));
                 wrong.extend(self.in_indexes(fields, *expires, *watched));
             } else {
-                wrong.extend(tombstone(fields, *leaves));
                 if expires.is_some() || watched.is_some() {
                     wrong.push(Some("something comes due, and there is no such order".into()));
                 }
             }
             add_record(findings, "order", id, wrong);
         }
-        let candidate = |id: &i64| Some((*id, EvictionCandidate::Order(OrderId::new(*id)?)));
-        self.staying(here, "order", staying.iter().filter_map(candidate).collect(), findings).await
+        self.staying(here, staying.iter().filter_map(|id| OrderId::new(*id)).collect(), findings).await
     }
 
     /// The discrepancies of an order's places in the indexes.
@@ -125,13 +118,7 @@ impl Audit {
 
     /// Adds the orders or holds that should have been set to expire from Redis, and still are not. A dead letter keeps its
     /// order, and an order that a late dead letter closes is evicted a moment after.
-    pub(super) async fn staying(
-        &self,
-        here: Partition,
-        noun: &str,
-        mut staying: Vec<(i64, EvictionCandidate)>,
-        findings: &mut Findings,
-    ) -> anyhow::Result<()> {
+    async fn staying(&self, here: Partition, mut staying: Vec<OrderId>, findings: &mut Findings) -> anyhow::Result<()> {
         for check in 0..MAX_CHECKS {
             if staying.is_empty() {
                 return Ok(());
@@ -139,15 +126,14 @@ impl Audit {
             if check > 0 {
                 tokio::time::sleep(RECHECK_INTERVAL).await;
             }
-            let ids: Vec<i64> = staying.iter().map(|(id, _)| *id).collect();
+            let ids: Vec<i64> = staying.iter().map(|order| order.get()).collect();
             let dead_letters = archived_orders::orders_in_dead_letters(&self.db, here.0, &ids).await?;
-            let candidates: Vec<EvictionCandidate> = staying.iter().map(|(_, candidate)| *candidate).collect();
-            let stays = self.store.stays(here, &candidates).await?;
+            let stays = self.store.stays(here, &staying).await?;
             let mut stays = stays.into_iter();
-            staying.retain(|(id, _)| stays.next().unwrap_or_default() && !dead_letters.contains(id));
+            staying.retain(|order| stays.next().unwrap_or_default() && !dead_letters.contains(&order.get()));
         }
-        for (id, _) in staying {
-            findings.add(format!("{noun} {id}: it is closed in PostgreSQL, and never leaves Redis"));
+        for order in staying {
+            findings.add(format!("order {order}: it is closed in PostgreSQL, and never leaves Redis"));
         }
         Ok(())
     }
@@ -156,7 +142,7 @@ impl Audit {
 fn against_postgres(row: &OrderRow, fields: &HashFields) -> Vec<Option<String>> {
     let expected: HashFields = row.fields().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let shown = |fields: &HashFields, name: &str| match name {
-        "lines" | "far" => sorted(field(fields, name)),
+        "lines" => sorted(field(fields, name)),
         _ => field(fields, name).to_owned(),
     };
     let compared = |(name, noun): &(&str, &str)| {
@@ -167,8 +153,8 @@ fn against_postgres(row: &OrderRow, fields: &HashFields) -> Vec<Option<String>> 
 }
 
 fn by_itself(fields: &HashFields) -> Vec<Option<String>> {
-    let lines = [field(fields, "lines"), field(fields, "far")].map(|lines| unpack_lines(lines).unwrap_or_default());
-    let sum: i64 = lines.iter().flatten().map(|line| line.quantity.saturating_mul(line.price)).sum();
+    let lines = unpack_lines(field(fields, "lines")).unwrap_or_default();
+    let sum: i64 = lines.iter().map(|line| line.quantity.saturating_mul(line.price)).sum();
     let known = |name: &&String| FIELDS.iter().any(|(known, _)| known == name) || OTHER_FIELDS.contains(&name.as_str());
     let asks = fields.get("gateway_asks").filter(|asks| number(asks).is_none_or(|asks| asks < 0));
     let suspect = fields.get("doubt").filter(|suspect| *suspect != "1");
@@ -182,13 +168,4 @@ fn by_itself(fields: &HashFields) -> Vec<Option<String>> {
         suspect.map(|suspect| format!("it may have been paid before a loss: {suspect:?} is not 1")),
     ]);
     wrong
-}
-
-/// The discrepancies of what stands for an order that never will be.
-fn tombstone(fields: &HashFields, leaves: bool) -> [Option<String>; 2] {
-    let is_one = fields.is_empty() || (fields.len() == 1 && field(fields, "status") == "ABANDONED");
-    [
-        (!is_one).then(|| format!("it is {fields:?}, which is neither an order nor the tombstone of one")),
-        (is_one && !fields.is_empty() && !leaves).then(|| "its tombstone does not expire".to_owned()),
-    ]
 }

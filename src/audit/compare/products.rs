@@ -1,10 +1,12 @@
 //! Products, with their counters and the lists that they are in.
 
+use std::collections::BTreeMap;
+
 use crate::{
     audit::{
         Audit,
         delta::Moment,
-        expected::expected_products,
+        expected::{expected_allotments, expected_products},
         fields::{add_record, differ, field, int, one_sided, other_score, unknown_fields},
         report::Findings,
     },
@@ -23,37 +25,44 @@ impl Audit {
         findings: &mut Findings,
     ) -> anyhow::Result<()> {
         let numbers: Vec<i64> = ids.iter().map(|(id, _)| *id).collect();
-        let Moment { rows, seen, since, .. } = self
+        let Moment { rows: (rows, allotments), seen, since, .. } = self
             .moment(
                 here,
-                async |snapshot| snapshot.products_of(&numbers).await,
+                async |snapshot| Ok((snapshot.products_of(&numbers).await?, snapshot.allotments_of(&numbers).await?)),
                 async |outbox| self.store.inspect_products(here, outbox, ids).await,
             )
             .await?;
         let expected = expected_products(rows, &since);
+        let allotments = expected_allotments(allotments, &since);
         for ((id, category), seen) in ids.iter().zip(&seen) {
-            let ProductSeen { fields, counters, listed, listed_in_category } = seen;
+            let ProductSeen { fields, counters, given, listed, listed_in_category } = seen;
             let row = expected.get(id);
             let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
-            let [price, on_sale, held, sold, withheld] =
+            let [price, on_sale, held, sold, withheld, version] =
                 counters.each_ref().map(|counter| counter.as_deref().unwrap_or_default());
             let or_zero = |units| if str::is_empty(units) { "0" } else { units };
             let (held, sold, withheld) = (or_zero(held), or_zero(sold), or_zero(withheld));
             if let (Some(row), false) = (row, fields.is_empty()) {
-                let units = [on_sale, held, sold, withheld].map(|units| units.parse::<i64>().unwrap_or(i64::MIN));
+                let (with_others, more) = self.allotted(*id, given, &allotments);
+                wrong.extend(more);
+                let [of_sale, of_holds, of_sales, of_loss] =
+                    [on_sale, held, sold, withheld].map(|units| units.parse::<i64>().unwrap_or(i64::MIN));
+                let units = [of_sale, of_holds, of_sales, of_loss, with_others];
                 let sum = units.iter().fold(0i64, |sum, units| sum.saturating_add(*units));
                 wrong.extend([
                     differ("the name", field(fields, "name"), &row.name),
                     differ("the category", field(fields, "category"), &row.category),
                     differ("the price", price, row.price),
+                    differ("the number of the price", or_zero(version), row.price_version),
                     differ("on sale", on_sale, row.on_sale),
                     differ("held", held, row.held),
                     differ("sold", sold, row.sold),
                     differ("withheld", withheld, row.withheld),
+                    differ("with other partitions", with_others, row.allotted),
                     differ("stocked", field(fields, "stocked"), row.stocked),
                     (sum != int(fields, "stocked")).then(|| {
                         format!(
-                            "{units:?} on sale, held, sold and withheld are not {} stocked",
+                            "{units:?} on sale, held, sold, withheld and with other partitions are not {} stocked",
                             field(fields, "stocked")
                         )
                     }),
@@ -77,5 +86,31 @@ impl Audit {
             add_record(findings, "product", id, wrong);
         }
         Ok(())
+    }
+
+    /// The units of a product with other partitions, and the discrepancies of the counts.
+    fn allotted(
+        &self,
+        product: i64,
+        given: &[[Option<String>; 3]],
+        expected: &BTreeMap<(i64, u16), [i64; 3]>,
+    ) -> (i64, Vec<Option<String>>) {
+        let (mut sum, mut wrong) = (0i64, Vec::new());
+        for (other, counts) in self.store.all().zip(given) {
+            let expected = expected.get(&(product, other.0)).copied().unwrap_or_default();
+            let mut units = [0; 3];
+            for (((noun, count), expected), units) in ["given to", "taken back from", "taken back, withheld, from"]
+                .iter()
+                .zip(counts)
+                .zip(expected)
+                .zip(&mut units)
+            {
+                let text = count.as_deref().unwrap_or("0");
+                wrong.push(differ(&format!("{noun} partition {}", other.0), text, expected));
+                *units = text.parse().unwrap_or(i64::MIN);
+            }
+            sum = sum.saturating_add(units[0]).saturating_sub(units[1]).saturating_sub(units[2]);
+        }
+        (sum, wrong)
     }
 }

@@ -26,7 +26,7 @@ impl Audit {
         let days = self.ranked_days();
         let first = days.last().copied().unwrap_or_default().format(DAY_FORMAT).to_string();
         let (partitions, zone) = (self.store.partitions(), self.zone.name());
-        let (mut moments, mut sales) = (Vec::new(), Vec::new());
+        let mut moments = Vec::new();
         for here in self.store.all() {
             let Moment { rows, seen, since, .. } = self
                 .moment(
@@ -35,24 +35,24 @@ impl Audit {
                     async |outbox| self.store.inspect_ranks(here, outbox, &days).await,
                 )
                 .await?;
+            let mut sales = Vec::new();
             for event in since.events {
                 sales.extend(match event.body {
-                    Body::OrderPaid(paid) => Some((paid.day, paid.lines, paid.remote, 1)),
+                    Body::OrderPaid(paid) => Some((paid.day, paid.lines, 1)),
                     Body::OrderClosed(closed) if closed.from == OrderStatus::Paid => {
-                        Some((closed.day, closed.lines, closed.remote, -1))
+                        Some((closed.day, closed.lines, -1))
                     }
                     _ => None,
                 });
             }
-            moments.push((here, rows, seen));
+            moments.push((here, rows, seen, sales));
         }
         let (mut places, mut wrong) = (0, Vec::new());
-        for (here, rows, seen) in moments {
+        for (here, rows, seen, sales) in moments {
             // Units and won, by day and product.
             let mut expected: BTreeMap<(String, i64), (i64, i64)> =
                 rows.into_iter().map(|row| ((row.day, row.product_id), (row.units, row.won))).collect();
-            for (day, own, remote, sign) in &sales {
-                let lines = own.iter().chain(remote).filter(|line| self.store.owner(line.product_id.get()) == here);
+            for (day, lines, sign) in &sales {
                 for OrderLine { product_id, quantity, price } in lines {
                     let (units, won) = expected.entry((day.clone(), product_id.get())).or_default();
                     *units += sign * quantity;

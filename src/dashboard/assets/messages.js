@@ -409,7 +409,6 @@ const ko = {
     'field.order': '주문',
     'field.orderProducts': '주문 상품',
     'field.payment': '결제',
-    'field.holds': '다른 파티션에 잡힌 재고',
 
     'event.ORDER_PLACED': '주문함',
     'event.PAYMENT_STARTED': '결제를 시작함',
@@ -879,7 +878,6 @@ const en = {
     'field.order': 'Order',
     'field.orderProducts': 'Goods',
     'field.payment': 'Payment',
-    'field.holds': 'Held in other partitions',
 
     'event.ORDER_PLACED': 'ordered',
     'event.PAYMENT_STARTED': 'payment started',

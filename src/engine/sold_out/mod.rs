@@ -135,10 +135,7 @@ impl SoldOutCache {
             return false;
         }
         let Some(holders) = campaign.holders.get() else { return false };
-        let owner = self.store.owner(user.get());
-        let known = self.store.is_open(owner)
-            && self.users.exists(user, self.store.epoch(owner))
-            && holders.users.binary_search(&user.get()).is_err();
+        let known = self.knows(user) && holders.users.binary_search(&user.get()).is_err();
         let renewing = campaign.begin_renewal(now_us, until_us - now_us, self.lease_us);
         let renewing = renewing.then(|| campaign.clone());
         drop(campaigns);
@@ -149,6 +146,12 @@ impl SoldOutCache {
             self.refused.fetch_add(1, Ordering::Relaxed);
         }
         known
+    }
+
+    /// Whether this user certainly exists. `false` means unknown.
+    pub(super) fn knows(&self, user: UserId) -> bool {
+        let owner = self.store.owner(user.get());
+        self.store.is_open(owner) && self.users.exists(user, self.store.epoch(owner))
     }
 
     /// Records that the script has refused a user, who exists and holds no coupon, because the campaign is sold out.
@@ -236,7 +239,7 @@ impl SoldOutCache {
 
     /// Reads in the background which users exist, after Redis has confirmed a user whom the cache lacks: the user's block and,
     /// while the blocks are full, the following ones; or only the user, if the cache has the block.
-    fn learn(self: &Arc<Self>, user: UserId) {
+    pub(super) fn learn(self: &Arc<Self>, user: UserId) {
         let epoch = self.store.epoch(self.store.owner(user.get()));
         let (first, _) = self.users.place(user);
         let Some((mut learning, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };

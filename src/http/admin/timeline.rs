@@ -152,9 +152,6 @@ struct OrderTimelineResponse {
     payment: Option<PaymentTimelineResponse>,
     /// 일어난 일: 시간순
     events: Vec<TimelineEventResponse>,
-    /// 다른 파티션에 잡힌 재고
-    #[schema(required = true)]
-    holds: Option<Vec<HoldTimelineResponse>>,
     /// 반영할 수 없어 따로 보관된 이벤트: 최대 20건
     #[schema(required = true)]
     dead_letters: Option<Vec<DeadLetterResponse>>,
@@ -203,17 +200,6 @@ struct TimelineEventResponse {
     detail: Option<String>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "다른 파티션에 잡힌 재고")]
-struct HoldTimelineResponse {
-    /// 파티션 번호
-    partition: u16,
-    /// 상태
-    #[schema(example = "SETTLED")]
-    state: String,
-}
-
 impl OrderTimelineResponse {
     fn new(timeline: OrderTimeline, zone: Tz) -> Self {
         let events = timeline.trace.as_ref().map_or_else(|| events_of(&timeline), traced);
@@ -221,7 +207,7 @@ impl OrderTimelineResponse {
             dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect()
         };
         let postgres_status = timeline.trace.as_ref().map(|trace| trace.status.clone());
-        let (payment, holds) = timeline.trace.map_or((None, None), |trace| (trace.payment, Some(trace.holds)));
+        let payment = timeline.trace.and_then(|trace| trace.payment);
         OrderTimelineResponse {
             order: OrderDetailResponse::new(timeline.order, zone),
             redis_status: timeline.in_redis,
@@ -231,9 +217,6 @@ impl OrderTimelineResponse {
                 .into_iter()
                 .map(|(at, event, detail)| TimelineEventResponse { at: at.local(zone), event, detail })
                 .collect(),
-            holds: holds.map(|holds| {
-                holds.into_iter().map(|(partition, state)| HoldTimelineResponse { partition, state }).collect()
-            }),
             dead_letters: timeline.dead_letters.map(dead_letters),
         }
     }

@@ -4,12 +4,15 @@ use super::{fields::EventFields, *};
 
 /// Separates the events of an entry.
 const NEXT_EVENT: char = '\u{1e}';
-/// The field of a version 2 entry that holds its events.
+/// The field of an entry with a batch that holds its events.
 const EVENTS: &str = "events";
 /// The field with the id of the request.
 const REQUEST_ID: &str = "rid";
 /// The parts at the end of a packed event whose request had an idempotency key.
 const RECORD_PARTS: [&str; 3] = ["key", "print", "reply"];
+
+/// Lines of releases whose orders had some in other partitions.
+const REMOTE_LINES: &str = "far";
 
 /// Why an entry of the outbox does not decode to an event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,10 +44,10 @@ impl Decoded {
     }
 
     /// The seq follows the kind, so it is readable even if the other parts are not.
-    fn packed(epoch: Option<(&str, &str)>, packed: &str) -> Self {
+    fn packed(head: EntryHead<'_>, packed: &str) -> Self {
         let number = |text: Option<&str>| text?.parse().ok();
-        let position = number(epoch.map(|(_, epoch)| epoch)).zip(number(packed.split(SEPARATOR).nth(1)));
-        Decoded { position, ..Decoded::new(unpack(epoch, packed)) }
+        let position = number(head.epoch.map(|(_, epoch)| epoch)).zip(number(packed.split(SEPARATOR).nth(1)));
+        Decoded { position, ..Decoded::new(unpack(head, packed)) }
     }
 }
 
@@ -53,11 +56,11 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
         Some(SINGLE) => vec![Decoded::new(Ok(EventFields(all().collect())))],
-        Some(BATCH) => {
-            let epoch = all().find(|(name, _)| *name == "epoch");
+        Some(version @ (BATCH | BATCH_WITH_REMOTE_LINES)) => {
+            let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
             // A missing field decodes as an empty packed event, which lacks its parts.
             let packed = all().find(|(name, _)| *name == EVENTS).map_or("", |(_, packed)| packed);
-            packed.split(NEXT_EVENT).map(|packed| Decoded::packed(epoch, packed)).collect()
+            packed.split(NEXT_EVENT).map(|packed| Decoded::packed(head, packed)).collect()
         }
         unknown => {
             let position = Decoded::new(Ok(EventFields(all().collect()))).position;
@@ -70,18 +73,19 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
 
 /// The fields of an entry's `nth` decision, in the form of an entry with this decision only.
 pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String)> {
-    if version(fields) != Some(BATCH) {
-        return fields.to_vec();
-    }
+    let Some(version @ (BATCH | BATCH_WITH_REMOTE_LINES)) = version(fields) else { return fields.to_vec() };
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let epoch = all().find(|(name, _)| *name == "epoch");
+    let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
     let packed = all().find(|(name, _)| *name == EVENTS).and_then(|(_, packed)| packed.split(NEXT_EVENT).nth(nth));
-    let unpacked = packed.and_then(|packed| unpack(epoch, packed).ok());
+    let unpacked = packed.and_then(|packed| unpack(head, packed).ok());
     let packed = packed.map(|packed| (EVENTS, packed));
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     match unpacked {
         Some(EventFields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
-        None => [("v", "2")].into_iter().chain(epoch).chain(packed).map(owned).collect(),
+        None => {
+            let version = version.to_string();
+            [("v", version.as_str())].into_iter().chain(head.epoch).chain(packed).map(owned).collect()
+        }
     }
 }
 
@@ -90,14 +94,21 @@ pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
     fields.iter().find(|(name, _)| name == REQUEST_ID).map(|(_, id)| id.as_str())
 }
 
+/// What all events of an entry share.
+#[derive(Clone, Copy)]
+struct EntryHead<'a> {
+    version: i64,
+    epoch: Option<(&'a str, &'a str)>,
+}
+
 /// Pairs the parts of a packed event with their names.
-fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<EventFields<'a>, BadEvent> {
+fn unpack<'a>(head: EntryHead<'a>, packed: &'a str) -> Result<EventFields<'a>, BadEvent> {
     let (kind, parts) = packed.split_once(SEPARATOR).unwrap_or((packed, ""));
     let names: &[&str] = match kind {
         "coupon_issued" => &["seq", "at", "rid", "coupon", "user", "issue_no", "at_home"],
         "balance_charged" => &["seq", "at", "rid", "user", "entry_no", "amount", "before", "after", "prev"],
         "order_placed" => {
-            &["seq", "at", "rid", "order", "user", "lines", "far", "total", "discount", "final", "coupon", "expires_at"]
+            &["seq", "at", "rid", "order", "user", "lines", "total", "discount", "final", "coupon", "expires_at"]
         }
         "order_paid" => &[
             "seq",
@@ -112,7 +123,6 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Even
             "method",
             "transaction",
             "lines",
-            "far",
             "coupon",
             "day",
             "debit",
@@ -122,17 +132,25 @@ fn unpack<'a>(epoch: Option<(&'a str, &'a str)>, packed: &'a str) -> Result<Even
             "prev",
         ],
         "order_closed" => &[
-            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "far", "coupon", "receipt",
-            "method", "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
+            "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "coupon", "receipt", "method",
+            "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
         ],
         other => return Err(EventFields::bad("kind", other)),
     };
+    let earlier: Vec<&'static str>;
+    let names = if head.version == BATCH_WITH_REMOTE_LINES {
+        let with_remote = |name: &&'static str| [Some(*name), (*name == "lines").then_some(REMOTE_LINES)];
+        earlier = names.iter().flat_map(with_remote).flatten().collect();
+        &earlier[..]
+    } else {
+        names
+    };
     let mut fields = Vec::with_capacity(names.len() + RECORD_PARTS.len() + 2);
-    fields.extend(epoch);
+    fields.extend(head.epoch);
     fields.push(("kind", kind));
     let mut parts = parts.split(SEPARATOR);
     fields.extend(names.iter().copied().zip(parts.by_ref()));
-    let complete = fields.len() - 1 - usize::from(epoch.is_some()) == names.len();
+    let complete = fields.len() - 1 - usize::from(head.epoch.is_some()) == names.len();
     let before = fields.len();
     fields.extend(RECORD_PARTS.into_iter().zip(parts.by_ref()));
     let recorded = fields.len() - before;
@@ -181,6 +199,7 @@ impl Body {
                 price: f.count("price")?,
                 category: f.text("category")?.to_owned(),
                 delta: f.change("delta")?,
+                version: f.later_count("version")?,
             },
             "campaign_created" => Body::CampaignCreated(CampaignTerms {
                 coupon_id: f.id("coupon", CouponId::new)?,
@@ -213,7 +232,7 @@ impl Body {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 lines: f.lines("lines")?,
-                remote: f.lines("far")?,
+                remote: f.earlier_lines(REMOTE_LINES)?,
                 total: f.count("total")?,
                 discount: f.count("discount")?,
                 final_price: f.count("final")?,
@@ -239,7 +258,6 @@ impl Body {
                 by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,
-                remote: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 entry: match f.count("debit")? {
                     0 => None,
@@ -254,7 +272,6 @@ impl Body {
                 status: f.name("status")?,
                 reason: f.name("reason")?,
                 lines: f.lines("lines")?,
-                remote: f.lines("far")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
                 receipt: f.optional("receipt")?,
                 watched: f.optional_flag("watch")?,
@@ -290,19 +307,49 @@ impl Body {
                 operator: f.text("operator")?.to_owned(),
                 reason: f.text("why")?.to_owned(),
             }),
-            "stock_held" => Body::StockHeld {
+            "stock_held" => Body::RemoteHold {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 lines: f.lines("lines")?,
+                from: None,
+                to: RemoteHoldState::Held,
+                withheld: false,
+                forgotten: false,
             },
-            "stock_settled" => Body::StockSettled {
+            "stock_settled" => Body::RemoteHold {
                 order: f.id("order", OrderId::new)?,
                 user: f.id("user", UserId::new)?,
                 lines: f.lines("lines")?,
-                from: f.hold_state("from")?,
+                from: Some(f.hold_state("from")?),
                 to: f.hold_state("to")?,
                 withheld: f.optional_flag("withheld")?,
                 forgotten: f.optional_flag("forgotten")?,
+            },
+            "stock_allotted" => Body::StockAllotted {
+                product: f.id("product", ProductId::new)?,
+                partition: f.partition("partition")?,
+                units: f.units("units")?,
+                total: f.count("total")?,
+                price: f.count("price")?,
+                version: f.count("version")?,
+            },
+            "stock_received" => Body::StockReceived {
+                product: f.id("product", ProductId::new)?,
+                units: f.units("units")?,
+                total: f.count("total")?,
+            },
+            "stock_returned" => Body::StockReturned {
+                product: f.id("product", ProductId::new)?,
+                units: f.units("units")?,
+                total: f.count("total")?,
+                withheld: f.flag("withheld")?,
+            },
+            "stock_regained" => Body::StockRegained {
+                product: f.id("product", ProductId::new)?,
+                partition: f.partition("partition")?,
+                units: f.units("units")?,
+                total: f.count("total")?,
+                withheld: f.flag("withheld")?,
             },
             "ids_reserved" => {
                 let (first, count) = (f.count("first")?, f.count("count")?);

@@ -81,14 +81,29 @@ impl<'a> EventFields<'a> {
         unpack_lines(self.text(name)?).ok_or_else(|| BadEvent(format!("field {name} is no list of lines")))
     }
 
-    pub(super) fn hold_state(&self, name: &str) -> Result<HoldState, BadEvent> {
+    /// Lines that only events of earlier releases have.
+    pub(super) fn earlier_lines(&self, name: &str) -> Result<Vec<OrderLine>, BadEvent> {
+        if self.get(name).is_some() { self.lines(name) } else { Ok(Vec::new()) }
+    }
+
+    /// A count that events of earlier releases do not have.
+    pub(super) fn later_count(&self, name: &str) -> Result<i64, BadEvent> {
+        if self.get(name).is_some() { self.count(name) } else { Ok(0) }
+    }
+
+    pub(super) fn hold_state(&self, name: &str) -> Result<RemoteHoldState, BadEvent> {
         match self.text(name)? {
-            "HELD" => Ok(HoldState::Held),
-            "SETTLED" => Ok(HoldState::Settled),
-            "RELEASED" => Ok(HoldState::Released),
-            "REFUNDED" => Ok(HoldState::Refunded),
+            "HELD" => Ok(RemoteHoldState::Held),
+            "SETTLED" => Ok(RemoteHoldState::Settled),
+            "RELEASED" => Ok(RemoteHoldState::Released),
+            "REFUNDED" => Ok(RemoteHoldState::Refunded),
             other => Err(Self::bad(name, other)),
         }
+    }
+
+    pub(super) fn partition(&self, name: &str) -> Result<Partition, BadEvent> {
+        let text = self.text(name)?;
+        text.parse().map(Partition).map_err(|_| Self::bad(name, text))
     }
 
     /// `id:count,...`

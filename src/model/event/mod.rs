@@ -1,7 +1,7 @@
 //! The events of the outbox. An event is complete: a reader needs nothing from Redis to apply it.
 //!
-//! A version 1 entry holds one event as a flat list of fields. A version 2 entry holds the events of a batched call,
-//! packed into one text. Decoding validates every field; an event that does not decode becomes a dead letter.
+//! A version 1 entry holds one event as a flat list of fields. A version 3 entry holds the events of a batched call,
+//! packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
 
 mod decode;
 mod fields;
@@ -15,7 +15,9 @@ use super::*;
 /// The version of an entry with one event.
 pub const SINGLE: i64 = 1;
 /// The version of an entry with a batch of events.
-pub const BATCH: i64 = 2;
+pub const BATCH: i64 = 3;
+/// The version of such an entry of releases whose orders had remote lines.
+const BATCH_WITH_REMOTE_LINES: i64 = 2;
 /// Separates the parts of a packed event. No part contains a control character.
 pub const SEPARATOR: char = '\u{1f}';
 /// The maximum number of users that one event creates.
@@ -45,7 +47,7 @@ pub struct Record {
     pub reply: String,
 }
 
-/// The content of a decision. `lines` are of products in the event's partition, `remote` of products in others.
+/// The content of a decision.
 #[derive(Clone, Debug)]
 pub enum Body {
     UsersCreated {
@@ -69,6 +71,8 @@ pub enum Body {
         price: Won,
         category: String,
         delta: i64,
+        /// The number of the price.
+        version: i64,
     },
     CampaignCreated(CampaignTerms),
     CampaignUpdated {
@@ -101,17 +105,50 @@ pub enum Body {
         transaction: Option<String>,
     },
     PaymentResolved(PaymentResolved),
-    StockHeld {
-        order: OrderId,
-        user: UserId,
-        lines: Vec<OrderLine>,
+    /// Units that a product's owner partition, the event's, gave to another one.
+    StockAllotted {
+        product: ProductId,
+        partition: Partition,
+        units: i64,
+        /// The units that it ever gave to that partition, with these.
+        total: i64,
+        price: Won,
+        /// The number of the price.
+        version: i64,
     },
-    StockSettled {
+    /// The same units, on sale in the other partition, the event's.
+    StockReceived {
+        product: ProductId,
+        units: i64,
+        /// The units that it ever received, with these.
+        total: i64,
+    },
+    /// Units that a partition, the event's, gave back to the product's owner partition.
+    StockReturned {
+        product: ProductId,
+        units: i64,
+        /// The units of that kind that it ever gave back, with these.
+        total: i64,
+        withheld: bool,
+    },
+    /// The same units, in the owner partition, the event's.
+    StockRegained {
+        product: ProductId,
+        partition: Partition,
+        units: i64,
+        /// The units of that kind that it ever took back from that partition, with these.
+        total: i64,
+        withheld: bool,
+    },
+    /// Of releases whose orders had remote lines: units that a partition, the event's, held for an order of another one. A rebuild gives
+    /// them to the partition of the order.
+    RemoteHold {
         order: OrderId,
         user: UserId,
         lines: Vec<OrderLine>,
-        from: HoldState,
-        to: HoldState,
+        /// `None`: the hold begins.
+        from: Option<RemoteHoldState>,
+        to: RemoteHoldState,
         /// The held units are kept off sale, as in [`OrderClosed`].
         withheld: bool,
         /// The order of the hold does not exist, and never will.
@@ -143,6 +180,7 @@ pub struct OrderPlaced {
     pub order: OrderId,
     pub user: UserId,
     pub lines: Vec<OrderLine>,
+    /// Of releases whose orders had them: lines whose units other partitions hold.
     pub remote: Vec<OrderLine>,
     pub total: Won,
     pub discount: Won,
@@ -198,7 +236,6 @@ pub struct OrderPaid {
     /// The gateway's transaction; `None` if the balance paid, or if the operator who resolved the payment did not know it.
     pub transaction: Option<String>,
     pub lines: Vec<OrderLine>,
-    pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
     /// The debit; `None` if the balance did not change.
     pub entry: Option<BalanceEntry>,
@@ -216,7 +253,6 @@ pub struct OrderClosed {
     pub status: OrderStatus,
     pub reason: CloseReason,
     pub lines: Vec<OrderLine>,
-    pub remote: Vec<OrderLine>,
     pub coupon: Option<CouponId>,
     /// The declined or refunded payment.
     pub receipt: Option<String>,
@@ -231,24 +267,24 @@ pub struct OrderClosed {
     pub day: String,
 }
 
-/// The state of a remote hold: stock held for an order of another partition.
+/// The state of a [`Body::RemoteHold`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldState {
+pub enum RemoteHoldState {
     Held,
     Settled,
-    /// The units are back on sale, as in [`HoldState::Refunded`].
+    /// The units are back on sale, as in [`RemoteHoldState::Refunded`].
     Released,
     Refunded,
 }
 
-impl HoldState {
-    /// The text in Redis and in PostgreSQL.
+impl RemoteHoldState {
+    /// The text in events and in PostgreSQL.
     pub fn as_str(self) -> &'static str {
         match self {
-            HoldState::Held => "HELD",
-            HoldState::Settled => "SETTLED",
-            HoldState::Released => "RELEASED",
-            HoldState::Refunded => "REFUNDED",
+            RemoteHoldState::Held => "HELD",
+            RemoteHoldState::Settled => "SETTLED",
+            RemoteHoldState::Released => "RELEASED",
+            RemoteHoldState::Refunded => "REFUNDED",
         }
     }
 }
@@ -282,9 +318,7 @@ impl Body {
             Body::OrderPaid(paid) => Some(paid.order),
             Body::OrderClosed(closed) => Some(closed.order),
             Body::PaymentResolved(resolved) => Some(resolved.order),
-            Body::PaymentEnded { order, .. } | Body::StockHeld { order, .. } | Body::StockSettled { order, .. } => {
-                Some(*order)
-            }
+            Body::PaymentEnded { order, .. } | Body::RemoteHold { order, .. } => Some(*order),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! Reads of single orders that have left Redis, and of the stock that they sold in remote partitions.
+//! Reads of single orders that have left Redis.
 
 use std::collections::HashSet;
 
@@ -37,8 +37,7 @@ impl OrderRow {
         let fields = [
             ("user", Some(self.user_id.to_string())),
             ("status", Some(self.status.clone())),
-            ("lines", Some(self.own.clone())),
-            ("far", Some(self.remote.clone())),
+            ("lines", Some(self.lines.clone())),
             ("total", Some(self.total.to_string())),
             ("discount", Some(self.discount.to_string())),
             ("final", Some(self.final_price.to_string())),
@@ -68,22 +67,9 @@ impl OrderRow {
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn order(db: &Connection, order: OrderId, partitions: u16, zone: &str) -> Result<Option<OrderRow>, Error> {
-    let query = sqlx::query_as(orders_sql!("WHERE o.id = $3")).bind(i64::from(partitions)).bind(zone);
+pub async fn order(db: &Connection, order: OrderId, zone: &str) -> Result<Option<OrderRow>, Error> {
+    let query = sqlx::query_as(orders_sql!("WHERE o.id = $2")).bind(zone);
     query.bind(order.get()).fetch_optional(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)
-}
-
-/// The lines that a partition sold for an order of another owner partition, packed; `None` if it sold none, or they
-/// were refunded.
-///
-/// # Errors
-/// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn sold_remote(db: &Connection, partition: u16, order: OrderId) -> Result<Option<String>, Error> {
-    let query = sqlx::query_scalar(
-        "SELECT lines FROM stock_holds WHERE partition = $1 AND order_id = $2 AND state = 'SETTLED'",
-    );
-    let query = query.bind(i32::from(partition)).bind(order.get());
-    query.fetch_optional(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)
 }
 
 /// Those of `orders` that a dead letter of the partition is about.
@@ -100,21 +86,15 @@ pub async fn orders_in_dead_letters(db: &Connection, partition: u16, orders: &[i
     Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
-/// The status of an order that is no longer PENDING, and whether it was refunded; and the state of the stock that a
-/// partition holds for it.
-pub type Ended = (Option<(OrderStatus, bool)>, Option<String>);
-
-/// The final status of an order, and the state of its hold in a partition.
+/// The status of an order that is no longer PENDING, and whether it was refunded.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn ended(db: &Connection, partition: u16, order: OrderId) -> Result<Ended, Error> {
-    let pool = db.get_postgres_connection_pool();
+pub async fn ended(db: &Connection, order: OrderId) -> Result<Option<(OrderStatus, bool)>, Error> {
     let query = sqlx::query_as(
         "SELECT status, coalesce(close_reason = 'REFUNDED', false) FROM orders WHERE id = $1 AND status <> 'PENDING'",
     );
+    let pool = db.get_postgres_connection_pool();
     let ended: Option<(String, bool)> = query.bind(order.get()).fetch_optional(pool).await.map_err(translate_sqlx)?;
-    let query = sqlx::query_scalar("SELECT state FROM stock_holds WHERE partition = $1 AND order_id = $2");
-    let hold = query.bind(i32::from(partition)).bind(order.get()).fetch_optional(pool).await.map_err(translate_sqlx)?;
-    Ok((ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))), hold))
+    Ok(ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))))
 }

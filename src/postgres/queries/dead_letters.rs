@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryOrder, QuerySelect, sea_query::NullOrdering};
 
 use crate::{
-    model::{DeadLetter, DeadLetterId, Error, OrderId, Page, Partition, Position},
+    model::{DeadLetter, DeadLetterId, Error, Page, Partition, Position},
     postgres::{Connection, entities::dead_letters, translate, translate_sqlx},
 };
 
@@ -24,21 +24,6 @@ pub async fn is_any_dead(db: &Connection, decided: &[(Partition, Position)]) -> 
     .bind(decided.iter().map(|(partition, _)| i32::from(partition.0)).collect::<Vec<i32>>())
     .bind(column(|at| at.epoch))
     .bind(column(|at| at.seq))
-    .fetch_one(db.get_postgres_connection_pool())
-    .await
-    .map_err(translate_sqlx)
-}
-
-/// Whether a dead letter of its partition's current epoch is about this order.
-///
-/// # Errors
-/// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn is_about_order(db: &Connection, order: OrderId) -> Result<bool, Error> {
-    sqlx::query_scalar(
-        "SELECT EXISTS (SELECT FROM dead_letters JOIN projection_positions USING (partition, epoch)
-             WHERE fields->>'order' = $1)",
-    )
-    .bind(order.to_string())
     .fetch_one(db.get_postgres_connection_pool())
     .await
     .map_err(translate_sqlx)

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use sqlx::AssertSqlSafe;
 
 use crate::postgres::snapshot::{
-    CampaignRow, CouponRow, HoldRow, OrderRow, ProductRow, RankRow, RecordRow, Snapshot, UserRow, orders_sql,
+    AllotmentRow, CampaignRow, CouponRow, OrderRow, PartitionStockRow, ProductRow, RankRow, RecordRow, RemoteCouponRow,
+    Snapshot, UserRow, orders_sql,
 };
 
 /// The kinds of records that the audit compares.
@@ -14,9 +15,11 @@ pub enum RecordKind {
     Users,
     Products,
     Campaigns,
+    /// Coupons that campaigns of the partition issued to users of other ones, by the id of the user.
+    RemoteCoupons,
     Orders,
-    /// Remote holds, by the id of the order.
-    Holds,
+    /// Units of products of other partitions, by the id of the product.
+    PartitionStock,
 }
 
 /// A page of the records of one partition.
@@ -55,13 +58,16 @@ impl Snapshot {
             RecordKind::Campaigns => {
                 "SELECT id FROM campaigns WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
             }
+            RecordKind::RemoteCoupons => {
+                "SELECT DISTINCT user_id FROM remote_coupons
+                 WHERE user_id > $1 AND coupon_id % $2 = $3 AND user_id <= $5 ORDER BY user_id LIMIT $4"
+            }
             RecordKind::Orders => {
                 "SELECT id FROM orders WHERE id > $1 AND id % $2 = $3 AND id <= $5 ORDER BY id LIMIT $4"
             }
-            RecordKind::Holds => {
-                "SELECT order_id FROM stock_holds
-                 WHERE order_id > $1 AND $2 > 1 AND partition = $3 AND state IN ('HELD', 'SETTLED') AND order_id <= $5
-                 ORDER BY order_id LIMIT $4"
+            RecordKind::PartitionStock => {
+                "SELECT product_id FROM partition_stock
+                 WHERE product_id > $1 AND $2 > 1 AND partition = $3 AND product_id <= $5 ORDER BY product_id LIMIT $4"
             }
         };
         let query = sqlx::query_scalar(sql).bind(page.after).bind(i64::from(page.partitions));
@@ -75,7 +81,8 @@ impl Snapshot {
             RecordKind::Products => "SELECT count(*) FROM products",
             RecordKind::Campaigns => "SELECT count(*) FROM campaigns",
             RecordKind::Orders => "SELECT count(*) FROM orders",
-            RecordKind::Holds => "SELECT count(*) FROM stock_holds WHERE state IN ('HELD', 'SETTLED')",
+            RecordKind::PartitionStock => "SELECT count(*) FROM partition_stock",
+            RecordKind::RemoteCoupons => "SELECT count(DISTINCT user_id) FROM remote_coupons",
         })
         .await
     }
@@ -109,10 +116,10 @@ impl Snapshot {
     /// The highest id of a kind.
     pub async fn last_id(&mut self, kind: RecordKind) -> sqlx::Result<i64> {
         let sql = match kind {
-            RecordKind::Users => "SELECT coalesce(max(id), 0) FROM users",
-            RecordKind::Products => "SELECT coalesce(max(id), 0) FROM products",
+            RecordKind::Users | RecordKind::RemoteCoupons => "SELECT coalesce(max(id), 0) FROM users",
+            RecordKind::Products | RecordKind::PartitionStock => "SELECT coalesce(max(id), 0) FROM products",
             RecordKind::Campaigns => "SELECT coalesce(max(id), 0) FROM campaigns",
-            RecordKind::Orders | RecordKind::Holds => "SELECT coalesce(max(id), 0) FROM orders",
+            RecordKind::Orders => "SELECT coalesce(max(id), 0) FROM orders",
         };
         sqlx::query_scalar(sql).fetch_one(self.connection()).await
     }
@@ -123,10 +130,11 @@ impl Snapshot {
             RecordKind::Users => "SELECT id FROM users WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
             RecordKind::Products => "SELECT id FROM products WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
             RecordKind::Campaigns => "SELECT id FROM campaigns WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
+            // Compared by user, so that a coupon is found which PostgreSQL lacks.
+            RecordKind::RemoteCoupons => "SELECT user_id FROM remote_coupons WHERE user_id = ANY($1) AND $2 < 0",
             RecordKind::Orders => "SELECT id FROM orders WHERE id = ANY($1) AND $2 >= 0 ORDER BY id",
-            RecordKind::Holds => {
-                "SELECT order_id FROM stock_holds
-                 WHERE order_id = ANY($1) AND partition = $2 AND state IN ('HELD', 'SETTLED') ORDER BY order_id"
+            RecordKind::PartitionStock => {
+                "SELECT product_id FROM partition_stock WHERE product_id = ANY($1) AND partition = $2 ORDER BY product_id"
             }
         };
         sqlx::query_scalar(sql).bind(ids).bind(i32::from(partition)).fetch_all(self.connection()).await
@@ -179,9 +187,28 @@ impl Snapshot {
         .await
     }
 
+    /// The coupons that campaigns of a partition issued to these users of other ones.
+    pub async fn remote_coupons_of(
+        &mut self,
+        users: &[i64],
+        partition: u16,
+        partitions: u16,
+    ) -> sqlx::Result<Vec<RemoteCouponRow>> {
+        sqlx::query_as(
+            "SELECT coupon_id, user_id, issue_no, (extract(epoch FROM issued_at) * 1000)::bigint AS issued_at
+             FROM remote_coupons WHERE user_id = ANY($1) AND coupon_id % $2 = $3",
+        )
+        .bind(users)
+        .bind(i64::from(partitions))
+        .bind(i64::from(partition))
+        .fetch_all(self.connection())
+        .await
+    }
+
     pub async fn products_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<ProductRow>> {
         sqlx::query_as(
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products WHERE id = ANY($1)",
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version FROM products
+             WHERE id = ANY($1)",
         )
         .bind(ids)
         .fetch_all(self.connection())
@@ -209,21 +236,34 @@ impl Snapshot {
         .await
     }
 
-    pub async fn orders_of(&mut self, ids: &[i64], partitions: u16, zone: &str) -> sqlx::Result<Vec<OrderRow>> {
-        let query = sqlx::query_as(orders_sql!("WHERE o.id = ANY($3)"));
-        query.bind(i64::from(partitions)).bind(zone).bind(ids).fetch_all(self.connection()).await
+    pub async fn orders_of(&mut self, ids: &[i64], zone: &str) -> sqlx::Result<Vec<OrderRow>> {
+        let query = sqlx::query_as(orders_sql!("WHERE o.id = ANY($2)"));
+        query.bind(zone).bind(ids).fetch_all(self.connection()).await
     }
 
-    /// The remote holds of these orders in a partition.
-    pub async fn holds_of(&mut self, partition: u16, orders: &[i64]) -> sqlx::Result<Vec<HoldRow>> {
+    /// The units that a partition has of these products of others.
+    pub async fn partition_stock_of(
+        &mut self,
+        partition: u16,
+        products: &[i64],
+    ) -> sqlx::Result<Vec<PartitionStockRow>> {
         sqlx::query_as(
-            "SELECT h.partition, h.order_id, h.user_id, h.state, h.lines, NULL::bigint AS placed_at,
-                 (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at, NULL::bigint AS paid_at
-             FROM stock_holds AS h LEFT JOIN orders AS o ON o.id = h.order_id
-             WHERE h.partition = $1 AND h.order_id = ANY($2)",
+            "SELECT product_id, partition, on_sale, held, sold, withheld, received, returned, surrendered, 0::bigint AS price,
+                 0::bigint AS price_version
+             FROM partition_stock WHERE partition = $1 AND product_id = ANY($2)",
         )
         .bind(i32::from(partition))
-        .bind(orders)
+        .bind(products)
+        .fetch_all(self.connection())
+        .await
+    }
+
+    /// What these products' owner partition gave to others.
+    pub async fn allotments_of(&mut self, products: &[i64]) -> sqlx::Result<Vec<AllotmentRow>> {
+        sqlx::query_as(
+            "SELECT product_id, partition, allotted, regained, recovered FROM allotments WHERE product_id = ANY($1)",
+        )
+        .bind(products)
         .fetch_all(self.connection())
         .await
     }
@@ -269,7 +309,7 @@ impl Snapshot {
         query.bind(partitions).bind(digests).bind(until).fetch_all(self.connection()).await
     }
 
-    /// Sales by day and product from the day `first` (`YYYYMMDD`) on, of the products of a partition.
+    /// Sales by day and product from the day `first` (`YYYYMMDD`) on, of the orders of a partition.
     pub async fn ranks_of(
         &mut self,
         partition: u16,
@@ -278,13 +318,13 @@ impl Snapshot {
         first: &str,
     ) -> sqlx::Result<Vec<RankRow>> {
         let query = sqlx::query_as(
-            "SELECT to_char(day, 'YYYYMMDD') AS day, product_id, sum(quantity)::bigint AS units,
+            "SELECT to_char(day, 'YYYYMMDD') AS day, $4::integer AS partition, product_id, sum(quantity)::bigint AS units,
                  sum(quantity * price)::bigint AS won
              FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
              JOIN order_lines ON order_id = o.id
-             WHERE day >= to_date($2, 'YYYYMMDD') AND product_id % $3 = $4 GROUP BY 1, 2",
+             WHERE day >= to_date($2, 'YYYYMMDD') AND id % $3 = $4 GROUP BY 1, 3",
         );
-        let query = query.bind(zone).bind(first).bind(i64::from(partitions)).bind(i64::from(partition));
+        let query = query.bind(zone).bind(first).bind(i64::from(partitions)).bind(i32::from(partition));
         query.fetch_all(self.connection()).await
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     model::{Error, *},
     postgres::{
         Connection,
-        entities::{balance_entries, campaigns, order_lines, orders, payments, products},
+        entities::{balance_entries, campaigns, order_lines, orders, payments},
         translate, translate_sqlx,
     },
 };
@@ -152,16 +152,17 @@ pub async fn order_totals(db: &Connection) -> Result<HashMap<OrderStatus, i64>, 
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn withheld(db: &Connection, limit: u64) -> Result<Withheld, Error> {
-    let products: Vec<(i64, i64)> = products::Entity::find()
-        .select_only()
-        .columns([products::Column::Id, products::Column::Withheld])
-        .filter(products::Column::Withheld.gt(0))
-        .order_by_asc(products::Column::Id)
-        .limit(limit)
-        .into_tuple()
-        .all(db)
-        .await
-        .map_err(translate)?;
+    // Every partition withholds the units that it has.
+    let products: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT id, sum(withheld)::bigint FROM (
+             SELECT id, withheld FROM products WHERE withheld > 0
+             UNION ALL SELECT product_id, withheld FROM partition_stock WHERE withheld > 0) AS of_partitions
+         GROUP BY id ORDER BY id LIMIT $1",
+    )
+    .bind(limit as i64)
+    .fetch_all(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
     let campaigns: Vec<(i64, i64)> = campaigns::Entity::find()
         .select_only()
         .columns([campaigns::Column::Id, campaigns::Column::Withheld])

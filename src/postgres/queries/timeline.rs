@@ -16,7 +16,7 @@ const MAX_ENTRIES: i64 = 20;
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn order(db: &Connection, order: OrderId, partitions: u16) -> Result<Option<OrderTrace>, Error> {
+pub async fn order(db: &Connection, order: OrderId) -> Result<Option<OrderTrace>, Error> {
     let pool = db.get_postgres_connection_pool();
     type OrderRow = (i64, String, i64, i64, Option<i64>, Option<i64>, Option<String>);
     let row: Option<OrderRow> = sqlx::query_as(
@@ -52,14 +52,6 @@ pub async fn order(db: &Connection, order: OrderId, partitions: u16) -> Result<O
     .fetch_all(pool)
     .await
     .map_err(translate_sqlx)?;
-    let holds: Vec<(i32, String)> = sqlx::query_as(
-        "SELECT partition, state FROM stock_holds WHERE partition = ANY($1) AND order_id = $2 ORDER BY partition",
-    )
-    .bind((0..i32::from(partitions)).collect::<Vec<i32>>())
-    .bind(order.get())
-    .fetch_all(pool)
-    .await
-    .map_err(translate_sqlx)?;
     Ok(Some(OrderTrace {
         status,
         placed_at: Millis(placed_at),
@@ -69,7 +61,6 @@ pub async fn order(db: &Connection, order: OrderId, partitions: u16) -> Result<O
         close_reason,
         payment,
         entries: entries.into_iter().map(|(no, kind, amount, at)| (no, kind, amount, Millis(at))).collect(),
-        holds: holds.into_iter().map(|(partition, state)| (partition as u16, state)).collect(),
     }))
 }
 

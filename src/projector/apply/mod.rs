@@ -10,16 +10,18 @@ mod orders;
 mod payments;
 mod products;
 mod records;
+mod remote_holds;
 mod users;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
 
 use self::{
     coupons::{campaigns, coupons},
-    orders::{holds, orders},
+    orders::orders,
     payments::payments,
     products::products,
     records::{records, sequences},
+    remote_holds::remote_holds,
     users::users,
 };
 use super::batch::Batch;
@@ -59,6 +61,16 @@ impl Apply<'_> {
     }
 }
 
+impl Apply<'_> {
+    /// Runs a statement that may touch fewer rows, unless there are none.
+    async fn run_any(&self, rows: usize, sql: &str, values: Vec<Value>) -> Result<(), ApplyError> {
+        if rows > 0 {
+            self.0.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
+        }
+        Ok(())
+    }
+}
+
 /// Binds one value of each row as an array.
 macro_rules! column {
     ($rows:expr, $row:pat => $value:expr) => {
@@ -67,19 +79,23 @@ macro_rules! column {
 }
 use column;
 
-/// Applies a batch of a partition.
+/// Applies a batch of a partition. `partitions`: the number of all.
 ///
 /// # Errors
 /// A row violates a constraint or is missing, or PostgreSQL is unavailable.
-pub async fn apply(transaction: &DatabaseTransaction, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
+pub async fn apply(
+    transaction: &DatabaseTransaction,
+    (here, partitions): (Partition, u16),
+    batch: &Batch,
+) -> Result<(), ApplyError> {
     let db = Apply(transaction);
     users(&db, batch).await?;
-    products(&db, batch).await?;
+    products(&db, (here, partitions), batch).await?;
     campaigns(&db, batch).await?;
     orders(&db, batch).await?;
     coupons(&db, batch).await?;
     payments(&db, batch).await?;
-    holds(&db, here, batch).await?;
+    remote_holds(&db, here, batch).await?;
     records(&db, here, batch).await?;
     sequences(&db, batch).await
 }

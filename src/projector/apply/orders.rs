@@ -1,13 +1,10 @@
-//! Orders with their lines, and remote holds.
+//! Orders with their lines.
 
 use std::collections::HashSet;
 
 use super::{Apply, ApplyError, column, ms, optional_ms};
 use crate::{
-    model::{
-        Partition,
-        event::{self, pack_lines},
-    },
+    model::event,
     projector::batch::{Batch, OrderState},
 };
 
@@ -82,34 +79,6 @@ pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErr
             column!(states, (_, state) => optional_ms(state.closed_at)),
             column!(states, (_, state) => state.reason.map_or("", |reason| reason.as_str()).to_owned()),
             column!(states, (_, state) => state.sold_on.map(|day| day.to_string()).unwrap_or_default()),
-        ],
-    )
-    .await
-}
-
-pub(super) async fn holds(db: &Apply<'_>, here: Partition, batch: &Batch) -> Result<(), ApplyError> {
-    let orphaned: Vec<_> = batch.orphaned_holds.iter().collect();
-    db.run(
-        "stock holds",
-        orphaned.len(),
-        "DELETE FROM stock_holds WHERE partition = $1 AND order_id = ANY($2)",
-        vec![i32::from(here.0).into(), column!(orphaned, order => **order)],
-    )
-    .await?;
-    let holds: Vec<_> = batch.holds.iter().filter(|(order, _)| !batch.orphaned_holds.contains(order)).collect();
-    db.run(
-        "stock holds",
-        holds.len(),
-        "INSERT INTO stock_holds (partition, order_id, user_id, state, lines)
-         SELECT $1, order_id, user_id, state, lines
-         FROM unnest($2::bigint[], $3::bigint[], $4::text[], $5::text[]) AS new (order_id, user_id, state, lines)
-         ON CONFLICT (partition, order_id) DO UPDATE SET state = excluded.state",
-        vec![
-            i32::from(here.0).into(),
-            column!(holds, (order, _) => **order),
-            column!(holds, (_, hold) => hold.user),
-            column!(holds, (_, hold) => hold.state.as_str().to_owned()),
-            column!(holds, (_, hold) => pack_lines(&hold.lines)),
         ],
     )
     .await

@@ -93,7 +93,8 @@ impl Store {
         }
     }
 
-    /// `product_update.lua`: the changed product; `None`, and no change, if its category is no longer `had`.
+    /// `product_update.lua`: the changed product and the number of its price; `None`, and no change, if its category is no longer `had`.
+    /// `elsewhere`: the units that other partitions have on sale, which the reply counts.
     ///
     /// # Errors
     /// [`Error::ProductNotFound`], [`Error::InsufficientStock`] where fewer units are on sale than are removed, and the
@@ -104,7 +105,8 @@ impl Store {
         id: ProductId,
         had: &str,
         patch: &ProductPatch,
-    ) -> Result<Option<Reply<Product>>, Error> {
+        elsewhere: i64,
+    ) -> Result<Option<Reply<(Product, i64)>>, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
         let category = patch.category.as_ref().map_or(had, Category::as_str);
@@ -115,18 +117,21 @@ impl Store {
             .key(keys.stock())
             .key(keys.category(had))
             .key(keys.category(category))
+            .key(keys.price_version())
             .arg(id.get())
             .arg(patch.name.as_deref().unwrap_or(""))
             .arg(patch.price.map(|price| price.to_string()).unwrap_or_default())
             .arg(had)
             .arg(category)
             .arg(patch.stock_delta.unwrap_or(0))
-            .arg(MAX_STOCK);
+            .arg(MAX_STOCK)
+            .arg(elsewhere);
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Updated => {
                 let (name, price, stock, category) = (reply.get(0)?, reply.get(1)?, reply.get(2)?, reply.get(3)?);
-                Ok(Some(reply.with(Product { product_id: id, name, price, stock, category })))
+                let product = Product { product_id: id, name, price, stock, category };
+                Ok(Some(reply.with((product, reply.get(4)?))))
             }
             ReplyCode::Stale => Ok(None),
             ReplyCode::ProductNotFound => Err(Error::ProductNotFound),

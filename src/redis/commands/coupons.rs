@@ -76,14 +76,14 @@ impl Batchable for IssueCoupon {
     }
 
     fn write_own(&self, keys: Keys, invocation: &mut Invocation) {
-        // Of a user of another partition the script does not use the key, which exists in no partition.
-        invocation.key(keys.user(self.user_id)).arg(self.user_id.get()).arg(if self.owns_user { "1" } else { "0" });
+        let (coupons, owned) =
+            if self.owns_user { (keys.user(self.user_id), "1") } else { (keys.issued(self.user_id), "0") };
+        invocation.key(coupons).arg(self.user_id.get()).arg(owned);
     }
 }
 
 impl Store {
-    /// `coupon_issue.lua`. Where user and campaign are of different partitions, the caller checks the user before, and calls
-    /// [`Store::coupon_grant`] after.
+    /// `coupon_issue.lua`. Where user and campaign are of different partitions, the caller checks the user before.
     ///
     /// # Errors
     /// [`Error::UserNotFound`], [`Error::InvalidCoupon`], [`Error::CouponOutOfStock`],
@@ -100,6 +100,26 @@ impl Store {
             ReplyCode::UserNotFound => Err(Error::UserNotFound),
             ReplyCode::CampaignNotFound | ReplyCode::NotOpen | ReplyCode::AlreadyHolds => Err(Error::InvalidCoupon),
             ReplyCode::OutOfStock => Err(Error::CouponOutOfStock),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    /// `coupon_grant.lua`: puts a coupon beside its user, before an order uses it. A repeat changes nothing.
+    ///
+    /// # Errors
+    /// The [shared refusals](super#shared-refusals).
+    pub async fn coupon_grant(&self, call: &Call, user: UserId, coupon: CouponId, issued: Issued) -> Result<(), Error> {
+        let owner = self.owner(user.get());
+        let mut invocation = self.begin_unrecorded(call, &script::COUPON_GRANT, owner);
+        invocation
+            .key(Keys(owner).user(user))
+            .arg(user.get())
+            .arg(coupon.get())
+            .arg(issued.issue_no)
+            .arg(issued.issued_at.0);
+        let reply = self.decide(call, owner, &invocation).await?;
+        match reply.code {
+            ReplyCode::Granted | ReplyCode::AlreadyGranted => Ok(()),
             _ => Err(reply.unexpected()),
         }
     }

@@ -17,14 +17,14 @@ mod idempotency;
 mod ids;
 mod orders;
 mod payments;
-mod remote;
+mod transfers;
 
 pub use catalog::*;
 pub use coupons::*;
 pub use ids::*;
 pub use orders::*;
 pub use payments::*;
-pub use remote::*;
+pub use transfers::*;
 
 use super::{
     Store,
@@ -32,9 +32,6 @@ use super::{
     script::{Invocation, Script},
 };
 use crate::model::{Call, Partition, RECORD_TTL_MS};
-
-/// How long after its order a remote hold is checked: the end of the order has normally been relayed by then.
-pub const REMOTE_HOLD_GRACE_MS: i64 = 60_000;
 
 impl Store {
     /// Begins a call of a script with an idempotency record: writes the keys and arguments that all of them start with.

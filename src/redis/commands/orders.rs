@@ -22,7 +22,7 @@ pub const DAY_FORMAT: &str = "%Y%m%d";
 /// Attempts at a decision of one day, while the server says that it is another one.
 pub(super) const DAY_ATTEMPTS: u32 = 3;
 
-/// Places an order, or validates it.
+/// Places an order.
 #[derive(Clone, Debug)]
 pub struct PlaceOrder {
     pub order_id: OrderId,
@@ -35,12 +35,7 @@ pub struct PlaceOrder {
     pub must_afford: bool,
     /// The coupon, and its terms if there is such a campaign.
     pub coupon: Option<(CouponId, Option<CouponTerms>)>,
-    /// The lines of the user's partition.
     pub lines: Vec<(ProductId, i64)>,
-    /// The lines that other partitions hold already, packed; empty for none.
-    pub remote_lines: String,
-    /// `Some`: validates the order only, before other partitions hold its lines; this is why they could not.
-    pub validate: Option<Shortage>,
 }
 
 /// The value of a coupon, and when it expires.
@@ -81,29 +76,15 @@ impl Batchable for PlaceOrder {
         for (product, quantity) in &self.lines {
             invocation.arg(product.get()).arg(quantity);
         }
-        invocation.arg(&self.remote_lines).arg(self.validate.map_or("", Shortage::as_str));
     }
 }
 
-/// Why an order's lines can't be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shortage {
-    None,
-    ProductNotFound,
-    SoldOut,
-    InsufficientStock,
-}
-
-impl Shortage {
-    /// The word of the script's argument.
-    fn as_str(self) -> &'static str {
-        match self {
-            Shortage::None => "NONE",
-            Shortage::ProductNotFound => "PRODUCT_NOT_FOUND",
-            Shortage::SoldOut => "SOLD_OUT",
-            Shortage::InsufficientStock => "INSUFFICIENT_STOCK",
-        }
-    }
+/// What became of an order.
+#[derive(Debug)]
+pub enum Placement {
+    Placed(Reply<PlacedOrder>),
+    /// The user's partition lacks products, or units of them.
+    Short(Error),
 }
 
 /// Settles a payment.
@@ -130,7 +111,7 @@ impl Batchable for PayOrder {
     fn write_shared(&self, keys: Keys, invocation: &mut Invocation) {
         let CalendarDay { date, from, until } = self.day;
         invocation.key(keys.expiry()).key(keys.stock()).key(keys.held()).key(keys.sold()).key(keys.withheld());
-        invocation.key(keys.rank_units(date)).key(keys.rank_won(date)).key(keys.gateway());
+        invocation.key(keys.rank_units(date)).key(keys.rank_won(date)).key(keys.gateway()).key(keys.freed());
         invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0);
         invocation.arg(ranked_until(date).0).arg(MAX_BATCH_WEIGHT);
     }
@@ -193,6 +174,7 @@ impl CloseOrder {
         invocation.key(keys.user(self.user_id)).key(keys.order(self.order_id)).key(keys.expiry());
         invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
         invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.gateway()).key(keys.withheld());
+        invocation.key(keys.freed());
         invocation.arg(self.order_id.get()).arg(self.user_id.get()).arg(why);
         invocation.arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default());
         invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(receipt);
@@ -213,28 +195,25 @@ impl Store {
     /// `order_place.lua`.
     ///
     /// # Errors
-    /// The refusals of `POST /orders`, and the [shared ones](super#shared-refusals).
-    pub async fn order_place(&self, call: &Call, order: PlaceOrder) -> Result<Reply<PlacedOrder>, Error> {
-        let reply = self.run_batched(call, self.owner(order.user_id.get()), order).await?;
-        placed_or_refused(&reply)
-    }
-
-    /// `order_place.lua`, which only validates the order, before other partitions hold its lines; `shortage` is why they could
-    /// not. `None`: the order is valid. `Some`: the reply to an earlier request under the same idempotency key.
-    ///
-    /// # Errors
-    /// As [`Store::order_place`].
-    pub async fn order_validate(
-        &self,
-        call: &Call,
-        order: PlaceOrder,
-        shortage: Shortage,
-    ) -> Result<Option<Reply<PlacedOrder>>, Error> {
-        let order = PlaceOrder { validate: Some(shortage), ..order };
+    /// The refusals of `POST /orders` but those of [`Placement::Short`], and the [shared ones](super#shared-refusals).
+    pub async fn order_place(&self, call: &Call, order: PlaceOrder) -> Result<Placement, Error> {
         let reply = self.run_batched(call, self.owner(order.user_id.get()), order).await?;
         match reply.code {
-            ReplyCode::Acceptable => Ok(None),
-            _ => placed_or_refused(&reply).map(Some),
+            ReplyCode::Placed => {
+                let order_id = OrderId::new(reply.get(0)?).ok_or_else(|| reply.unexpected())?;
+                let placed = PlacedOrder { order_id, final_price: reply.get(1)?, ordered_at: Millis(reply.get(2)?) };
+                Ok(Placement::Placed(reply.with(placed)))
+            }
+            ReplyCode::ProductNotFound | ReplyCode::SoldOut | ReplyCode::InsufficientStock => {
+                Ok(Placement::Short(no_stock(&reply)))
+            }
+            ReplyCode::UserNotFound => Err(Error::UserNotFound),
+            ReplyCode::TooManyOpen => Err(Error::TooManyOpenOrders),
+            ReplyCode::InvalidCoupon => Err(Error::InvalidCoupon),
+            ReplyCode::Overflow => Err(Error::InvalidOrder),
+            ReplyCode::InsufficientBalance => Err(Error::InsufficientBalance),
+            ReplyCode::AlreadyExists => Err(Error::unavailable("the order's id was used before a loss")),
+            _ => Err(reply.unexpected()),
         }
     }
 
@@ -308,23 +287,6 @@ impl Store {
     }
 }
 
-fn placed_or_refused(reply: &ScriptReply) -> Result<Reply<PlacedOrder>, Error> {
-    match reply.code {
-        ReplyCode::Placed => {
-            let order_id = OrderId::new(reply.get(0)?).ok_or_else(|| reply.unexpected())?;
-            let placed = PlacedOrder { order_id, final_price: reply.get(1)?, ordered_at: Millis(reply.get(2)?) };
-            Ok(reply.with(placed))
-        }
-        ReplyCode::UserNotFound => Err(Error::UserNotFound),
-        ReplyCode::TooManyOpen => Err(Error::TooManyOpenOrders),
-        ReplyCode::InvalidCoupon => Err(Error::InvalidCoupon),
-        ReplyCode::Overflow => Err(Error::InvalidOrder),
-        ReplyCode::InsufficientBalance => Err(Error::InsufficientBalance),
-        ReplyCode::Abandoned => Err(Error::unavailable("the order took too long and was given up")),
-        _ => Err(no_stock(reply)),
-    }
-}
-
 /// The end of a payment, from the balance or through a gateway.
 fn settled(reply: &ScriptReply) -> Result<Settled, Error> {
     match reply.code {
@@ -341,8 +303,8 @@ fn settled(reply: &ScriptReply) -> Result<Settled, Error> {
     }
 }
 
-/// Why stock could not be held, in the user's partition or in another one.
-pub(super) fn no_stock(reply: &ScriptReply) -> Error {
+/// Why stock could not be held.
+fn no_stock(reply: &ScriptReply) -> Error {
     match reply.code {
         ReplyCode::ProductNotFound => Error::ProductNotFound,
         ReplyCode::SoldOut => Error::SoldOut,

@@ -65,7 +65,7 @@ impl ResolvePayment {
         let waiting = self.key.as_ref().map_or("", |key| key.digest.as_str());
         invocation.key(keys.record(waiting)).key(keys.user(self.user_id)).key(keys.order(self.order_id));
         invocation.key(keys.gateway()).key(keys.stock()).key(keys.held()).key(keys.sold());
-        invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
+        invocation.key(keys.rank_units(date)).key(keys.rank_won(date)).key(keys.freed());
         invocation.arg(self.order_id.get()).arg(&self.receipt).arg(waiting);
         invocation.arg(if *approved { "APPROVED" } else { "DECLINED" }).arg(transaction.as_deref().unwrap_or(""));
         invocation.arg(operator).arg(reason);

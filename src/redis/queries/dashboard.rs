@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::anyhow;
+use futures_util::future::try_join_all;
 use redis::{FromRedisValue, Value};
 
 use crate::{
@@ -33,7 +34,7 @@ pub struct ServerState {
 }
 
 impl Store {
-    /// Products of one partition at one moment; `None` for those that do not exist.
+    /// Products of one partition, with the units of all partitions; `None` for those that do not exist.
     ///
     /// # Errors
     /// [`Error::Unavailable`], as for all the following methods.
@@ -41,6 +42,36 @@ impl Store {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
+        let elsewhere = self.all().filter(|other| *other != here).map(|other| self.units_of(other, ids));
+        let (mut shelves, elsewhere) = tokio::try_join!(self.own_shelves(here, ids), try_join_all(elsewhere))?;
+        for units in elsewhere {
+            for (shelf, [on_sale, held, sold, withheld]) in shelves.iter_mut().zip(units) {
+                let Some(shelf) = shelf else { continue };
+                shelf.on_sale += on_sale;
+                shelf.held += held;
+                shelf.sold += sold;
+                shelf.withheld += withheld;
+            }
+        }
+        Ok(shelves)
+    }
+
+    /// The units on sale, held, sold and withheld that a partition has of these products of another one.
+    async fn units_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<[i64; 4]>, Error> {
+        let keys = Keys(here);
+        let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut read = redis::pipe();
+        read.atomic();
+        for counter in [keys.stock(), keys.held(), keys.sold(), keys.withheld()] {
+            read.cmd("HMGET").arg(counter).arg(&numbers);
+        }
+        let columns: [Vec<Option<i64>>; 4] = self.pipe(here, &read).await?;
+        let count = |column: &Vec<Option<i64>>, place: usize| column.get(place).copied().flatten().unwrap_or_default();
+        Ok((0..ids.len()).map(|place| columns.each_ref().map(|column| count(column, place))).collect())
+    }
+
+    /// Products of one partition, with its own units, at one moment.
+    async fn own_shelves(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<ShelvedProduct>>, Error> {
         let keys = Keys(here);
         let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let counters = [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()];

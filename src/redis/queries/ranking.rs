@@ -45,7 +45,8 @@ impl Store {
     pub async fn ranking(&self, today: NaiveDate, days: u32, max: usize) -> Result<Vec<RankedProduct>, Error> {
         let window: Vec<NaiveDate> =
             (0..days).filter_map(|back| today.checked_sub_days(Days::new(back.into()))).collect();
-        let mut ranked = Vec::new();
+        // Each partition ranks the sales of its own orders.
+        let mut sales: HashMap<i64, (f64, f64)> = HashMap::new();
         for here in self.all() {
             let keys = Keys(here);
             let mut read = redis::pipe();
@@ -57,15 +58,16 @@ impl Store {
                 union.arg("WITHSCORES");
             }
             let (Scores(units), Scores(won)): (Scores, Scores) = self.pipe(here, &read).await?;
-            let won: HashMap<i64, f64> = won.into_iter().collect();
             if units.is_empty() {
                 self.check_partition(here).await?;
             }
-            ranked.extend(units.into_iter().filter(|(_, units)| *units > 0.0).filter_map(|(id, units)| {
-                let won = won.get(&id).copied().unwrap_or(0.0) as Won;
-                Some(RankedProduct { product_id: ProductId::new(id)?, units: units as i64, won, rank: 0 })
-            }));
+            units.into_iter().for_each(|(id, units)| sales.entry(id).or_default().0 += units);
+            won.into_iter().for_each(|(id, won)| sales.entry(id).or_default().1 += won);
         }
+        let ranked = sales.into_iter().filter(|(_, (units, _))| *units > 0.0).filter_map(|(id, (units, won))| {
+            Some(RankedProduct { product_id: ProductId::new(id)?, units: units as i64, won: won as Won, rank: 0 })
+        });
+        let mut ranked: Vec<RankedProduct> = ranked.collect();
         ranked.sort_unstable_by_key(|product| {
             (std::cmp::Reverse(product.units), std::cmp::Reverse(product.won), product.product_id)
         });

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use anyhow::anyhow;
+use futures_util::future::try_join_all;
 use redis::FromRedisValue;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
         Store, batcher,
         keys::Keys,
         partition_closed,
-        records::{CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
+        records::{Buyer, CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
         reply_code::ReplyCode,
         script::{self, Invocation},
     },
@@ -70,20 +71,35 @@ impl Store {
     /// [`Error::UserNotFound`].
     pub async fn user_coupons(&self, user: UserId) -> Result<Vec<CouponRecord>, Error> {
         let owner = self.owner(user.get());
-        let mut read = redis::cmd("HGETALL");
-        read.arg(Keys(owner).user(user));
-        let mut fields: HashMap<String, String> = self.query(owner, read).await?;
-        let records = take_coupons(&mut fields);
+        let read = |key: String| {
+            let mut read = redis::cmd("HGETALL");
+            read.arg(key);
+            read
+        };
+        // The user's own partition is read last: it has the state of each coupon that an order has used.
+        let others = self.all().filter(|here| *here != owner);
+        let issued = others.map(|here| self.query(here, read(Keys(here).issued(user))));
+        let issued: Vec<HashMap<i64, String>> = try_join_all(issued).await?;
+        let mut fields: HashMap<String, String> = self.query(owner, read(Keys(owner).user(user))).await?;
+        let own = take_coupons(&mut fields);
         if fields.is_empty() {
             return Err(self.absent(owner, Error::UserNotFound).await);
         }
-        records
-            .iter()
-            .map(|(id, record)| {
-                coupon_record(*id, record)
-                    .ok_or_else(|| Error::Internal(anyhow!("a coupon of user {user} is {record:?}")))
-            })
-            .collect()
+        let mut records: HashMap<i64, String> = issued.into_iter().flatten().collect();
+        records.extend(own);
+        records.iter().map(|(id, record)| read_coupon(user, *id, record)).collect()
+    }
+
+    /// The coupon that a campaign issued to a user of another partition, as it was issued; `None` if it issued none.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn issued_coupon(&self, user: UserId, coupon: CouponId) -> Result<Option<CouponRecord>, Error> {
+        let here = self.owner(coupon.get());
+        let mut read = redis::cmd("HGET");
+        read.arg(Keys(here).issued(user)).arg(coupon.get());
+        let record: Option<String> = self.query(here, read).await?;
+        record.map(|record| read_coupon(user, coupon.get(), &record)).transpose()
     }
 
     /// A campaign, or `None`.
@@ -159,8 +175,35 @@ impl Store {
         Ok(batch.iter().map(|id| Ok(found_of(id))).collect())
     }
 
-    /// Products of one partition; `None` for those that do not exist.
+    /// Products of one partition, with the units that all partitions have on sale; `None` for those that do not exist.
     pub async fn products_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Error> {
+        let (products, elsewhere) = tokio::try_join!(self.own_products(here, ids), self.on_sale_elsewhere(here, ids))?;
+        let add = |(product, more): (Option<Product>, i64)| {
+            product.map(|product| Product { stock: product.stock + more, ..product })
+        };
+        Ok(products.into_iter().zip(elsewhere).map(add).collect())
+    }
+
+    /// The units of products of partition `owner` that the other partitions have on sale.
+    pub async fn on_sale_elsewhere(&self, owner: Partition, ids: &[ProductId]) -> Result<Vec<i64>, Error> {
+        let mut units = vec![0; ids.len()];
+        if ids.is_empty() {
+            return Ok(units);
+        }
+        let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let others = self.all().filter(|here| *here != owner).map(|here| {
+            let mut read = redis::cmd("HMGET");
+            read.arg(Keys(here).stock()).arg(&numbers);
+            self.query::<Vec<Option<i64>>>(here, read)
+        });
+        for counts in try_join_all(others).await? {
+            units.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count.unwrap_or_default());
+        }
+        Ok(units)
+    }
+
+    /// Products of one partition, with the units that it has on sale itself.
+    async fn own_products(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<Product>>, Error> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -223,6 +266,35 @@ impl Store {
         Ok((products, total))
     }
 
+    /// The units on sale that partition `here` itself has of these products; `None` for those that it does not know.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn on_sale_here(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<i64>>, Error> {
+        let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut read = redis::cmd("HMGET");
+        read.arg(Keys(here).stock()).arg(&numbers);
+        self.query(here, read).await
+    }
+
+    /// What the user's partition knows of a purchase, at one moment.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn buyer(&self, user: UserId, coupon: Option<CouponId>, products: &[ProductId]) -> Result<Buyer, Error> {
+        let here = self.owner(user.get());
+        let keys = Keys(here);
+        let numbers: Vec<i64> = products.iter().map(|product| product.get()).collect();
+        let mut read = redis::pipe();
+        read.atomic();
+        read.cmd("HGET").arg(keys.user(user)).arg("balance");
+        read.cmd("HGET").arg(keys.user(user)).arg(coupon.map_or(0, CouponId::get));
+        read.cmd("HMGET").arg(keys.price()).arg(&numbers);
+        let (balance, record, prices): (Option<Won>, Option<String>, Vec<Option<Won>>) = self.pipe(here, &read).await?;
+        let record = coupon.zip(record).map(|(coupon, record)| read_coupon(user, coupon.get(), &record));
+        Ok(Buyer { balance, coupon: record.transpose()?, prices })
+    }
+
     /// An order, or `None`.
     pub async fn order(&self, order: OrderId) -> Result<Option<OrderRecord>, Error> {
         let owner = self.owner(order.get());
@@ -242,33 +314,10 @@ impl Store {
         Ok(ids.iter().filter_map(|id| id.parse().ok()).filter_map(OrderId::new).collect())
     }
 
-    /// Remote holds whose check is due: the order of another partition, and its user.
-    pub async fn due_holds(&self, here: Partition, max: usize) -> Result<Vec<(OrderId, UserId)>, Error> {
-        let members = self.due(here, &Keys(here).holds(), max).await?;
-        let pair = |member: &String| {
-            let (order, user) = member.split_once(':')?;
-            Some((OrderId::new(order.parse().ok()?)?, UserId::new(user.parse().ok()?)?))
-        };
-        Ok(members.iter().filter_map(pair).collect())
-    }
-
     async fn due(&self, here: Partition, index: &str, max: usize) -> Result<Vec<String>, Error> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(index).arg("-inf").arg(self.now(here).0).arg("BYSCORE").arg("LIMIT").arg(0).arg(max);
         self.query(here, read).await
-    }
-
-    /// Postpones the check of a remote hold, if the hold is still in the index.
-    pub async fn postpone_hold(
-        &self,
-        here: Partition,
-        order: OrderId,
-        user: UserId,
-        until: Millis,
-    ) -> Result<(), Error> {
-        let mut postpone = redis::cmd("ZADD");
-        postpone.arg(Keys(here).holds()).arg("XX").arg(until.0).arg(format!("{order}:{user}"));
-        self.query(here, postpone).await
     }
 
     /// `absent` if the partition is open: only then does an empty read mean that the resource does not exist.
@@ -285,4 +334,9 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn read_coupon(user: UserId, coupon: i64, record: &str) -> Result<CouponRecord, Error> {
+    coupon_record(coupon, record)
+        .ok_or_else(|| Error::Internal(anyhow!("coupon {coupon} of user {user} is {record:?}")))
 }

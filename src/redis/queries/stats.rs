@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u64, u64, u64, u64);
+type Reads = ((Option<i64>, Option<i64>), u64, Vec<Entry>, u64, u64, u64, u64, u64, u64);
 
 /// A number of scheduled items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,8 +36,6 @@ pub struct PendingWork {
     /// Gateway payments, due at their next check.
     pub payments: PendingCount,
     pub stuck_payments: u64,
-    /// Remote holds, due at their next check.
-    pub remote_holds: PendingCount,
 }
 
 impl Store {
@@ -47,7 +45,7 @@ impl Store {
     /// [`Error::Unavailable`].
     pub async fn pending(&self, here: Partition, after: StreamId, now: Millis) -> Result<PendingWork, Error> {
         let keys = Keys(here);
-        let due = [keys.expiry(), keys.gateway(), keys.holds()];
+        let due = [keys.expiry(), keys.gateway()];
         let mut read = redis::pipe();
         read.cmd("HMGET").arg(keys.meta()).arg(&["epoch", "seq"]);
         read.cmd("XLEN").arg(keys.outbox());
@@ -60,19 +58,8 @@ impl Store {
         read.cmd("ZCOUNT").arg(keys.gateway()).arg(stuck_first).arg(stuck_last);
         let [_, (due_first, due_last)] = due_ranges(now);
         read.cmd("ZCOUNT").arg(keys.gateway()).arg(due_first).arg(due_last);
-        let (
-            decided,
-            outbox,
-            oldest,
-            orders,
-            orders_due,
-            payments,
-            payments_due,
-            remote_holds,
-            remote_holds_due,
-            stuck,
-            stuck_due,
-        ): Reads = self.pipe_unchecked(here, &read).await?;
+        let (decided, outbox, oldest, orders, orders_due, payments, payments_due, stuck, stuck_due): Reads =
+            self.pipe_unchecked(here, &read).await?;
         Ok(PendingWork {
             decided: decided.0.zip(decided.1).map(|(epoch, seq)| Position { epoch, seq }),
             outbox,
@@ -80,7 +67,6 @@ impl Store {
             orders: PendingCount { open: orders, due: orders_due },
             payments: PendingCount { open: payments, due: payments_due + stuck_due },
             stuck_payments: stuck,
-            remote_holds: PendingCount { open: remote_holds, due: remote_holds_due },
         })
     }
 

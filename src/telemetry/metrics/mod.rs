@@ -165,8 +165,10 @@ metrics! {
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
         "Events that this process could not apply and filed as dead letters.";
 
+    STOCK_TRANSFERS: IntCounterVec = "firstcome_stock_transfers_total" ("step")
+        "Transfers of units between partitions that this process began: allotted (from the product's own partition to another one), returned (back).";
     EXPIRED: IntCounterVec = "firstcome_expired_total" ("kind")
-        "Holds that the sweeper processed when due: order (expired), payment (its gateway asked), remote_hold (stock held for an order of another partition).";
+        "Holds that the sweeper processed when due: order (expired) or payment (its gateway asked).";
     SWEEP_FAILURES: IntCounterVec = "firstcome_sweep_failures_total" ("kind")
         "Due holds that the sweeper could not process; they stay due.";
 
@@ -187,8 +189,9 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RECOVERIES, &["COMPLETE", "FAILED", "WITHHELD"]),
     (&AUDITS, &["balanced", "failed", "stopped", "unbalanced"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
-    (&EXPIRED, &["order", "payment", "remote_hold"]),
-    (&SWEEP_FAILURES, &["order", "payment", "remote_hold"]),
+    (&EXPIRED, &["order", "payment"]),
+    (&SWEEP_FAILURES, &["order", "payment"]),
+    (&STOCK_TRANSFERS, &["allotted", "returned"]),
     (&WORKER_PANICS, Worker::LABELS),
 ];
 

@@ -55,7 +55,6 @@ pub struct PartitionGauges {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Holds {
     pub orders: (u64, u64),
-    pub remote_holds: (u64, u64),
     pub payments: (u64, u64),
 }
 
@@ -139,11 +138,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
     let holds = |value: fn((u64, u64)) -> u64| {
         let sum =
             |kind: fn(&Holds) -> (u64, u64)| partitions.iter().map(|here| value(kind(&here.holds))).sum::<u64>() as f64;
-        let kinds = [
-            ("remote_hold", sum(|holds| holds.remote_holds)),
-            ("order", sum(|holds| holds.orders)),
-            ("payment", sum(|holds| holds.payments)),
-        ];
+        let kinds = [("order", sum(|holds| holds.orders)), ("payment", sum(|holds| holds.payments))];
         // A sum over a part of the partitions would mislead.
         if *redis { by("kind", kinds) } else { Samples::new() }
     };
@@ -245,7 +240,7 @@ pub(super) fn families(observed: &Observed) -> Vec<MetricFamily> {
         ),
         family(
             "firstcome_holds_open",
-            "Open holds: order (unpaid), payment (unknown outcome at the gateway), remote_hold (stock held for an order of another partition).",
+            "Open holds: order (unpaid) or payment (unknown outcome at the gateway).",
             holds(|(open, _)| open),
         ),
         family("firstcome_holds_overdue", "Holds that are due and not yet processed.", holds(|(_, due)| due)),

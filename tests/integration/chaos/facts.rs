@@ -87,7 +87,12 @@ impl Facts {
             sqlx::query_as(sql).fetch_all(pool).await.unwrap();
         let entry = |(user, no, kind, amount, before, after, order)| ((user, no), (kind, amount, before, after, order));
         facts.entries = rows.into_iter().map(entry).collect();
-        let coupons = format!("SELECT coupon_id, user_id, issue_no, {} FROM user_coupons", ns("issued_at"));
+        let coupons = format!(
+            "SELECT coupon_id, user_id, issue_no, {} FROM (
+                 SELECT coupon_id, user_id, issue_no, issued_at FROM user_coupons
+                 UNION SELECT coupon_id, user_id, issue_no, issued_at FROM remote_coupons) AS issued",
+            ns("issued_at")
+        );
         let rows: Vec<(i64, i64, i64, i64)> =
             sqlx::query_as(sqlx::AssertSqlSafe(coupons)).fetch_all(pool).await.unwrap();
         facts.coupons = rows.into_iter().map(|(coupon, user, no, at)| ((coupon, user), (no, at as u64))).collect();

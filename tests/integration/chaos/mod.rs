@@ -219,7 +219,6 @@ async fn settle(shop: &mut Shop, market: &Market) -> Result<(), String> {
         shop.caught_up().await;
         shop.payments_ended().await;
     }
-    shop.stray_holds_ended().await;
     Ok(())
 }
 

@@ -324,30 +324,6 @@ impl Shop {
         db.close().await.unwrap();
     }
 
-    /// Waits until no stock is held for an order that is not PENDING. A request that ended between its remote hold and its order
-    /// leaves the hold to the sweeper, which releases it a minute after the order would have expired.
-    pub async fn stray_holds_ended(&self) {
-        let (mut redis, partitions) = (self.raw().await, self.options.partitions);
-        until("holds of orders that were never placed are released", async || {
-            for here in 0..partitions {
-                let mut read = redis::cmd("ZRANGE");
-                let held: Vec<String> =
-                    read.arg(format!("{{p{here}}}:holds")).arg(0).arg(-1).query_async(&mut redis).await.unwrap();
-                for order in held.iter().map(|member| member.split(':').next().unwrap()) {
-                    let owner = order.parse::<i64>().unwrap() % i64::from(partitions);
-                    let mut read = redis::cmd("HGET");
-                    read.arg(format!("{{p{owner}}}:order:{order}")).arg("status");
-                    let status: Option<String> = read.query_async(&mut redis).await.unwrap();
-                    if status.as_deref() != Some("PENDING") {
-                        return None;
-                    }
-                }
-            }
-            Some(())
-        })
-        .await;
-    }
-
     /// Stops every service with SIGTERM, which drains the outbox. Returns the failures.
     pub async fn drain(&mut self) -> Vec<String> {
         let mut failures = Vec::new();

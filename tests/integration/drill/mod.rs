@@ -167,7 +167,6 @@ impl Drill {
         self.pace.await.unwrap();
         self.market.settle_open().await;
         let mut links = self.site.redis.current_masters().await;
-        invariants::until_stray_holds_end(&mut links).await;
         let base = self.site.services[0].base.clone();
         until("the books balance", async || {
             let audit = get(&base, "/admin/v1/audit").await;

@@ -237,9 +237,9 @@ async fn order_stays_due_when_sweep_fails() {
     test.finish().await;
 }
 
-/// With several partitions the sweeper also releases remote holds, and those of an order that was never placed.
+/// With several partitions the units go back on sale in the partition that sold them.
 #[tokio::test]
-async fn remote_hold_expires_when_due() {
+async fn units_of_other_partitions_back_on_sale_when_order_expires() {
     let test = TestApp::with(Options { partitions: 3, ..Options::default() }).await;
     let user = test.user(10_000).await;
     let products = [test.product(100, 5).await, test.product(10, 5).await, test.product(1, 5).await];

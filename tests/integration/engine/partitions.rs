@@ -1,13 +1,14 @@
-//! Operations over several partitions take a step in each. These tests stop between two steps, as a crash does; the relay or
-//! the sweeper completes or releases the rest, exactly once.
+//! Products and campaigns of other partitions than the user's: units move to where they are bought, coupons to where they are used.
+
+use std::collections::BTreeMap;
 
 use chrono::Days;
 use firstcome::{
     model::{Partition, *},
-    redis::commands::{
-        CloseOrder, Closing, HoldStock, OwnSequence, PayOrder, PlaceOrder, RemoteEnd, SettleStock, Settled,
-    },
+    redis::commands::OwnSequence,
 };
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 
 use crate::support::harness::{Options, TestApp, call};
 
@@ -45,128 +46,178 @@ impl TwoPartitions {
     fn new_order(&self) -> NewOrder {
         NewOrder { user_id: self.user, lines: vec![(self.product, 2)], coupon_id: None }
     }
-
-    fn new_hold(&self, order_id: OrderId) -> HoldStock {
-        HoldStock { order_id, user_id: self.user, check_in_ms: 660_000, lines: vec![(self.product, 2)] }
-    }
-
-    async fn hold(&self, order: OrderId) -> String {
-        let call = call(None);
-        self.test.store.stock_hold(&call, Partition(1), &self.new_hold(order)).await.unwrap()
-    }
-
-    async fn place(&self, order_id: OrderId, remote_lines: &str) -> Result<PlacedOrder, Error> {
-        let call = call(None);
-        let place = PlaceOrder {
-            order_id,
-            user_id: self.user,
-            hold_ms: 600_000,
-            max_open: 20,
-            must_afford: true,
-            coupon: None,
-            lines: Vec::new(),
-            remote_lines: remote_lines.to_owned(),
-            validate: None,
-        };
-        self.test.store.order_place(&call, place).await.map(|placed| placed.value)
-    }
 }
 
 #[tokio::test]
-async fn coupon_issued_reaches_user_through_relay() {
+async fn coupon_of_other_partition_used_and_given_back() {
     let shop = TwoPartitions::start().await;
-    let call = call(None);
-    shop.test.store.coupon_issue(&call, shop.user, shop.coupon).await.unwrap();
-    assert!(shop.test.engine.user_coupons(shop.user).await.unwrap().is_empty());
-    shop.test.drain().await;
-    let coupons = shop.test.engine.user_coupons(shop.user).await.unwrap();
-    assert_eq!((coupons.len(), coupons[0].issue_no), (1, 1));
-    shop.test.finish().await;
-}
-
-#[tokio::test]
-async fn remote_hold_without_order_released_when_due() {
-    let shop = TwoPartitions::start().await;
-    let order = OrderId::new(1_000_000).unwrap();
-    let remote_lines = shop.hold(order).await;
-    assert_eq!(shop.stock().await, 3);
-    shop.test.clock.advance(659_999);
-    shop.test.engine.sweep().await.unwrap();
-    assert_eq!(shop.stock().await, 3, "not due yet");
-    shop.test.clock.advance(1);
-    shop.test.engine.sweep().await.unwrap();
-    shop.test.engine.sweep().await.unwrap();
-    assert_eq!(shop.stock().await, 5);
-    // A late order finds its hold released.
-    let late = shop.place(order, &remote_lines).await;
-    assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
-    assert_eq!(shop.stock().await, 5);
-    shop.test.finish().await;
-}
-
-#[tokio::test]
-async fn remote_hold_after_release_holds_nothing() {
-    let shop = TwoPartitions::start().await;
-    let order = OrderId::new(1_000_000).unwrap();
-    let call = call(None);
-    let store = &shop.test.store;
-    let released = SettleStock { order_id: order, user_id: shop.user, end: RemoteEnd::Released, day: None };
-    store.stock_settle(&call, Partition(1), released).await.unwrap();
-    let late = store.stock_hold(&call, Partition(1), &shop.new_hold(order)).await;
-    assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
-    assert_eq!(shop.stock().await, 5);
-    shop.test.finish().await;
-}
-
-#[tokio::test]
-async fn paid_order_reaches_remote_stock_and_ranking_through_relay() {
-    let shop = TwoPartitions::start().await;
-    let order = OrderId::new(1_000_000).unwrap();
-    let remote_lines = shop.hold(order).await;
-    let placed = shop.place(order, &remote_lines).await.unwrap();
-    let call = call(None);
-    let payment =
-        NewPayment { order_id: order, user_id: shop.user, payment_type: PaymentType::Card, amount: placed.final_price };
-    let payment_id = PaymentId::new(1).unwrap();
-    let pay_at = |now| PayOrder {
-        payment: payment.clone(),
-        payment_id,
-        receipt: "r-1".to_owned(),
-        transaction: None,
-        day: CalendarDay::of(now, chrono_tz::Asia::Seoul),
+    let engine = &shop.test.engine;
+    let coupons = async || {
+        let coupons = engine.user_coupons(shop.user).await.unwrap();
+        coupons.iter().map(|coupon| (coupon.issue_no, coupon.status)).collect::<Vec<_>>()
     };
-    let settled = shop.test.store.order_pay(&call, Partition(0), &pay_at).await.unwrap();
-    assert!(matches!(settled.value, Settled::Paid { .. }));
-    assert!(shop.test.engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
-    shop.test.drain().await;
-    // The merged ranking of a scope is cached for a moment; this scope is read for the first time.
-    let ranked = shop.test.engine.popular(RankingScope::Weekly, 5).await.unwrap();
-    assert_eq!((ranked[0].product_id, ranked[0].units, ranked[0].won), (shop.product, 2, 2_000));
+    let order = NewOrder { coupon_id: Some(shop.coupon), ..shop.new_order() };
+    let without = engine.place_order(&call(None), order.clone()).await;
+    assert!(matches!(without, Err(Error::InvalidCoupon)), "{without:?}");
+    engine.issue_coupon(&call(None), shop.user, shop.coupon).await.unwrap();
+    assert_eq!(coupons().await, [(1, CouponStatus::Available)]);
+    let placed = engine.place_order(&call(None), order.clone()).await.unwrap().value;
+    assert_eq!(placed.final_price, 1_700);
+    let twice = engine.place_order(&call(None), order.clone()).await;
+    assert!(matches!(twice, Err(Error::InvalidCoupon)), "{twice:?}");
+    assert_eq!(shop.stock().await, 3);
+    engine.cancel_order(&call(None), placed.order_id, shop.user).await.unwrap();
+    assert_eq!(coupons().await, [(1, CouponStatus::Available)]);
+    let placed = engine.place_order(&call(None), order).await.unwrap().value;
+    let payment = NewPayment {
+        order_id: placed.order_id,
+        user_id: shop.user,
+        payment_type: PaymentType::Card,
+        amount: placed.final_price,
+    };
+    engine.pay_order(&call(None), payment).await.unwrap();
+    assert_eq!(coupons().await, [(1, CouponStatus::Used)]);
     shop.test.finish().await;
 }
 
 #[tokio::test]
-async fn order_end_reaches_remote_stock_by_expiry() {
+async fn order_with_coupon_of_other_partition_placed_once_per_key() {
     let shop = TwoPartitions::start().await;
-    let (engine, store) = (shop.test.engine.clone(), shop.test.store.clone());
-    let call = call(None);
-    // Orders that are paid, cancelled and pending when their holds are due; the relay does not run.
-    let mut orders = Vec::new();
-    for id in [1_000_000, 1_000_002] {
-        let order = OrderId::new(id).unwrap();
-        let remote_lines = shop.hold(order).await;
-        shop.place(order, &remote_lines).await.unwrap();
-        orders.push(order);
+    let engine = &shop.test.engine;
+    engine.issue_coupon(&call(None), shop.user, shop.coupon).await.unwrap();
+    let order = NewOrder { coupon_id: Some(shop.coupon), ..shop.new_order() };
+    let keyed = call(Some(("k", "order")));
+    let first = engine.place_order(&keyed, order.clone()).await.unwrap();
+    let again = engine.place_order(&keyed, order).await.unwrap();
+    assert!(!first.replayed && again.replayed);
+    assert_eq!(first.value.order_id, again.value.order_id);
+    assert_eq!(shop.stock().await, 3);
+    shop.test.finish().await;
+}
+
+/// Units are somewhere else: with the owner partition, on their way, or on sale in a third partition.
+#[tokio::test]
+async fn last_units_found_wherever_they_are() {
+    for partitions in [2, 3, 16] {
+        let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+        let product = test.product(1_000, 10).await;
+        let id = ProductId::new(product).unwrap();
+        let owner = test.store.owner(product);
+        let mut users: BTreeMap<Partition, i64> = BTreeMap::new();
+        while users.len() < usize::from(partitions) {
+            let user = test.user(100_000).await;
+            users.entry(test.store.owner(user)).or_insert(user);
+        }
+        let call = call(None);
+        let others: Vec<Partition> = test.store.all().filter(|here| *here != owner).collect();
+        // Begun and not completed.
+        test.store.stock_allot(&call, id, others[0], 3).await.unwrap();
+        let first = test.place(users[&others[others.len() - 1]], product, 2).await;
+        if partitions > 2 {
+            assert!(test.stock(product).await < 8, "some are on their way");
+        }
+        // Every unit that is left, in a partition that has none.
+        let all = test.place(users[&owner], product, 8).await;
+        for user in users.values() {
+            test.order(*user, product, 1).await.refused(409, "SOLD_OUT");
+        }
+        test.cancel(first, users[&others[others.len() - 1]]).await.ok();
+        for user in users.values() {
+            test.order(*user, product, 3).await.refused(409, "INSUFFICIENT_STOCK");
+        }
+        test.cancel(all, users[&owner]).await.ok();
+        assert_eq!(test.stock(product).await, 10);
+        for user in users.values() {
+            let order = test.place(*user, product, 10).await;
+            test.order(*user, product, 1).await.refused(409, "SOLD_OUT");
+            test.cancel(order, *user).await.ok();
+        }
+        test.finish().await;
     }
-    let closing = Closing::Cancel { paid_on: None };
-    let close = CloseOrder { order_id: orders[1], user_id: shop.user, closing };
-    store.order_close(&call, &close).await.unwrap().unwrap();
-    assert_eq!(shop.stock().await, 1);
-    shop.test.clock.advance(660_000);
-    engine.sweep().await.unwrap();
-    engine.sweep().await.unwrap();
+}
+
+/// More buyers than units, in every partition at once, while orders are given up: every unit is sold, and none twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn units_sold_exactly_when_partitions_compete() {
+    for partitions in [3, 16] {
+        let test = TestApp::with(Options { partitions, project: true, ..Options::default() }).await;
+        let product = test.product(10, 200).await;
+        let users = test.users(400, 1_000).await;
+        let buying = users.iter().enumerate().map(async |(n, user)| {
+            let reply = test.order(*user, product, 1).await;
+            if reply.status != 200 {
+                reply.refused(409, "SOLD_OUT");
+                return 0;
+            }
+            let order = reply.ok()["orderId"].as_i64().unwrap();
+            if n % 8 == 0 {
+                test.cancel(order, *user).await.ok();
+                return 0;
+            }
+            test.pay(order, *user, "CARD", 10).await.ok();
+            1
+        });
+        let mut sold: i64 = join_all(buying).await.into_iter().sum();
+        // What was given up is on sale for those who come later.
+        for user in &users {
+            if sold == 200 {
+                break;
+            }
+            let order = test.place(*user, product, 1).await;
+            test.pay(order, *user, "CARD", 10).await.ok();
+            sold += 1;
+        }
+        test.order(users[0], product, 1).await.refused(409, "SOLD_OUT");
+        assert_eq!(test.stock(product).await, 0);
+        test.finish().await;
+    }
+}
+
+/// Products that do not exist are reported before products that are sold out, in the order of the lines.
+#[tokio::test]
+async fn refusals_in_order_of_checks_across_partitions() {
+    let shop = TwoPartitions::start().await;
+    let user = shop.user.get();
+    let own = loop {
+        let product = shop.test.product(10, 0).await;
+        if product % 2 == 0 {
+            break product;
+        }
+    };
+    let order = async |lines: &[(i64, i64)]| {
+        let lines: Vec<Value> =
+            lines.iter().map(|(product, quantity)| json!({"productId": product, "quantity": quantity})).collect();
+        shop.test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await
+    };
+    let (remote, unknown) = (shop.product.get(), 1_000_001);
+    order(&[(own, 1), (unknown, 1)]).await.refused(404, "PRODUCT_NOT_FOUND");
+    order(&[(remote, 9), (own, 1)]).await.refused(409, "INSUFFICIENT_STOCK");
+    order(&[(own, 1), (remote, 9)]).await.refused(409, "SOLD_OUT");
     assert_eq!(shop.stock().await, 5);
-    assert_eq!(engine.order(orders[0], None).await.unwrap().close_reason, Some(CloseReason::Expired));
+    shop.test.finish().await;
+}
+
+/// A changed price counts in every partition once its reply is there; so do removed units.
+#[tokio::test]
+async fn product_change_counts_in_every_partition() {
+    let shop = TwoPartitions::start().await;
+    let engine = shop.test.engine.clone();
+    let placed = engine.place_order(&call(None), shop.new_order()).await.unwrap().value;
+    assert_eq!(placed.final_price, 2_000);
+    let cheaper = ProductPatch { price: Some(700), ..ProductPatch::default() };
+    let keyed = call(Some(("k", "cheaper")));
+    let updated = engine.update_product(&keyed, shop.product, cheaper.clone()).await.unwrap();
+    assert_eq!((updated.value.price, updated.value.stock), (700, 3));
+    let placed = engine.place_order(&call(None), shop.new_order()).await.unwrap().value;
+    assert_eq!(placed.final_price, 1_400);
+    let again = engine.update_product(&keyed, shop.product, cheaper).await.unwrap();
+    assert_eq!((again.replayed, again.value.stock), (true, 3), "a repeat gets the first reply");
+    // The units that are removed are on sale in the other partition.
+    let fewer = |units: i64| ProductPatch { stock_delta: Some(-units), ..ProductPatch::default() };
+    let too_many = engine.update_product(&call(None), shop.product, fewer(2)).await;
+    assert!(matches!(too_many, Err(Error::InsufficientStock)), "{too_many:?}");
+    let updated = engine.update_product(&call(None), shop.product, fewer(1)).await.unwrap().value;
+    assert_eq!(updated.stock, 0);
     shop.test.finish().await;
 }
 
@@ -195,7 +246,7 @@ async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
 }
 
 #[tokio::test]
-async fn repeat_of_order_holds_nothing_in_other_partitions() {
+async fn repeat_of_order_takes_no_more_units() {
     let shop = TwoPartitions::start().await;
     let engine = shop.test.engine.clone();
     let all = NewOrder { lines: vec![(shop.product, 5)], ..shop.new_order() };

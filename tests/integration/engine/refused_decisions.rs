@@ -74,19 +74,19 @@ async fn reply_unknown_while_decision_is_dead_letter() {
     }
 }
 
-/// The dead letter is the remote hold of the order: the order's reply is unknown too.
+/// The dead letters are the units that the order's partition received, and the order.
 #[tokio::test]
-async fn order_reply_unknown_while_remote_hold_is_dead_letter() {
+async fn order_reply_unknown_while_transfer_is_dead_letter() {
     let test = TestApp::with(Options { partitions: 3, ..ack_postgres() }).await;
     let (_, user) = (test.user(0).await, test.user(1_000).await);
     let product = test.product(100, 10).await;
-    test.sql("ALTER TABLE stock_holds ADD CONSTRAINT none CHECK (false) NOT VALID").await;
+    test.sql("ALTER TABLE partition_stock ADD CONSTRAINT none CHECK (false) NOT VALID").await;
     let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
     let place = async || test.send(Method::POST, "/api/v1/orders", Some(&order), Some("order")).await;
     assert_unknown(&place().await);
     assert_unknown(&place().await);
-    test.sql("ALTER TABLE stock_holds DROP CONSTRAINT none").await;
-    assert_eq!(apply_all(&test).await, 1);
+    test.sql("ALTER TABLE partition_stock DROP CONSTRAINT none").await;
+    assert_eq!(apply_all(&test).await, 2);
     let reply = place().await;
     assert!(reply.replayed(), "{}", reply.text);
     let order = reply.ok()["orderId"].as_i64().unwrap();

@@ -84,9 +84,6 @@ async fn order_timeline_dates_every_step() {
             (&timeline["payment"]["status"], &timeline["payment"]["method"]),
             (&json!("REFUNDED"), &json!("BALANCE"))
         );
-        let elsewhere = timeline["holds"].as_array().unwrap();
-        assert_eq!(elsewhere.is_empty(), test.options.partitions == 1, "{elsewhere:?}");
-        assert!(elsewhere.iter().all(|hold| hold["state"] == "REFUNDED"), "{elsewhere:?}");
         // The timeline stays after the order's eviction.
         test.expire_evicted().await;
         let later = timeline_of(test, "orders", order_id).await;

@@ -176,13 +176,15 @@ impl Load {
         .unwrap();
         assert!(found >= charges, "{found} of {charges} charges");
         for (coupon, user) in coupons {
-            let found: i64 =
-                sqlx::query_scalar("SELECT count(*) FROM user_coupons WHERE coupon_id = $1 AND user_id = $2")
-                    .bind(coupon)
-                    .bind(user)
-                    .fetch_one(&db)
-                    .await
-                    .unwrap();
+            let found: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM (SELECT coupon_id, user_id FROM user_coupons UNION
+                     SELECT coupon_id, user_id FROM remote_coupons) AS issued WHERE coupon_id = $1 AND user_id = $2",
+            )
+            .bind(coupon)
+            .bind(user)
+            .fetch_one(&db)
+            .await
+            .unwrap();
             assert_eq!(found, 1, "coupon {coupon} of user {user}");
         }
         db.close().await;

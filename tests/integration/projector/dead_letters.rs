@@ -376,7 +376,7 @@ async fn dead_letter_of_refund_leaves_finished_payment() {
     let (user, product) = (test.user(0).await, test.product(100, 10).await);
     let mut redis = test.raw().await;
     let ids = format!("order 7 user {user}");
-    let lines = format!("lines {product}:1:100 far ");
+    let lines = format!("lines {product}:1:100");
     let mut decide = async |event: String| {
         let words: Vec<&str> = event.split(' ').collect();
         let pairs: Vec<(&str, &[u8])> = words.chunks(2).map(|pair| (pair[0], pair[1].as_bytes())).collect();

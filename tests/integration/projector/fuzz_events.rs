@@ -41,15 +41,15 @@ const RARE: &[&str] = &[
     "kind payment_ended order 7 receipt r-1 outcome REFUNDED",
     "kind payment_ended order 7 receipt r-1 outcome SETTLED transaction tx-1",
     "kind payment_resolved order 7 user 3 receipt r-1 outcome APPROVED operator kim why seen",
-    "kind order_closed order 7 user 3 from PENDING status FAILED reason PAYMENT_DECLINED lines 1:2:300 far  coupon  \
+    "kind order_closed order 7 user 3 from PENDING status FAILED reason PAYMENT_DECLINED lines 1:2:300 coupon  \
      receipt r-1 watch 1 method GATEWAY credit 0 day ",
     "kind ids_reserved sequence user first 5 count 3 key 0a print 0b reply 8:RESERVED1:12:50",
     "kind rebuilt units 1:5,2:7 coupons 1:3",
     "kind stock_released product 1 units 5",
     "kind coupons_released coupon 1 count 3",
     "kind campaign_updated coupon 1 opens_at 1772427600000 closes_at 1772427600001",
-    "kind stock_settled order 7 user 3 lines 1:2:300 from SETTLED to REFUNDED",
-    "kind stock_settled order 7 user 3 lines 1:2:300 from HELD to RELEASED withheld 1",
+    "kind stock_returned product 1 units 5 total 9 withheld 0",
+    "kind stock_regained product 1 partition 2 units 5 total 9 withheld 1",
 ];
 
 fn rare(n: usize) -> Fields {
@@ -205,7 +205,6 @@ async fn event_mutated_leaves_projection_running() {
             Body::OrderPlaced(placed) => &placed.lines,
             Body::OrderPaid(paid) => &paid.lines,
             Body::OrderClosed(closed) => &closed.lines,
-            Body::StockHeld { lines, .. } | Body::StockSettled { lines, .. } => lines,
             _ => continue,
         };
         assert_eq!(pack_lines(lines), text["lines"]);
@@ -259,7 +258,7 @@ async fn packed_event_mutated_leaves_others_applied() {
     TestRunner::new(config(256, 1))
         .run(&prop::collection::vec(event, 0..8), |events| {
             let pair = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
-            let head = [("v", "2"), ("epoch", "1")].map(pair);
+            let head = [("v", "3"), ("epoch", "1")].map(pair);
             // A part that contains the separator splits one event in two.
             let plain = |(event, _): &&(String, bool)| !event.contains('\u{1e}');
             let events: Vec<_> = events.iter().filter(plain).collect();

@@ -8,7 +8,7 @@ use firstcome::{
     model::{Call, CouponId, NewOrder, NewPayment, OrderId, Partition, PaymentType, ProductId, UserId},
     recovery::rebuild::RebuildOptions,
     redis::{
-        commands::{PlaceOrder, SHARED_IDS_FROM},
+        commands::{PlaceOrder, Placement, SHARED_IDS_FROM},
         partition_state::FreezeCause,
     },
 };
@@ -124,10 +124,9 @@ async fn place_by_earlier_version(test: &TestApp, buyers: &[(UserId, ProductId)]
             must_afford: true,
             coupon: None,
             lines: vec![(*product, 1)],
-            remote_lines: String::new(),
-            validate: None,
         };
-        test.store.order_place(&call(None), place).await.unwrap();
+        let order = test.store.order_place(&call(None), place).await.unwrap();
+        assert!(matches!(order, Placement::Placed(_)), "{order:?}");
         placed.push(id);
     }
     placed

@@ -11,8 +11,9 @@ use std::fs;
 
 use firstcome::{
     dev::{self, RedisServer, ScratchDir},
-    model::{Clock, Millis},
+    model::{Clock, Millis, Partition},
     postgres,
+    recovery::rebuild::{LossBounds, RebuildOptions},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ async fn order_status(test: &TestApp, order: &Value) -> String {
     order["orderStatus"].as_str().unwrap().to_owned()
 }
 
-/// Migrates the stores of the release with this schema, audits them, reads what the release wrote, and takes orders on them.
+/// Migrates the stores of the release with this schema, rebuilds Redis in its layout, audits them, reads what the release wrote, and takes orders on them.
 async fn upgrade(schema: u32) {
     let facts: Value = serde_json::from_str(&file(schema, "facts.json")).unwrap();
     let dir = ScratchDir::new().unwrap();
@@ -79,6 +80,20 @@ async fn upgrade(schema: u32) {
     let db = postgres::connect(&postgres_config(&url)).await.unwrap();
     postgres::migrate(&db).await.unwrap();
     db.close().await.unwrap();
+
+    // The release has another layout of Redis.
+    let refused = harness::open(&options, &redis.url(), &url, Clock::standing(clock)).await.err().unwrap();
+    assert!(format!("{refused:#}").contains("as another version of this program keeps it"), "{refused:#}");
+    let retention = options.retention.retention();
+    let rebuild =
+        harness::rebuild(&harness::redis_config(&redis.url()), &database, Clock::standing(clock), retention).await;
+    let one = RebuildOptions { partitions: Some([Partition(1)].into()), ..RebuildOptions::default() };
+    let refused = rebuild.clone().run(one).await.expect_err("one partition rebuilt alone");
+    assert!(format!("{refused:#}").contains("all partitions at once"), "{refused:#}");
+    let nothing_lost = RebuildOptions { lost_at_most: LossBounds::Each(0), ..RebuildOptions::default() };
+    let summary = rebuild.clone().run(nothing_lost).await.unwrap();
+    assert_eq!((summary.discarded, summary.withheld_units, summary.withheld_coupons), (0, 0, 0), "{summary:?}");
+    rebuild.db.close().await.unwrap();
 
     let test = TestApp::on(options, dir, redis, database).await;
     let report = test.app.audit().run().await.unwrap();

@@ -60,7 +60,7 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
                     lines.push((ask.thing % 3 + 1, 1));
                     lines.dedup_by_key(|line| line.0);
                 }
-                let raw = bench.place(*orders, ask.user, &lines, "");
+                let raw = bench.place(*orders, ask.user, &lines);
                 match ask.coupon {
                     Some(coupon) => raw.with(6, coupon).with(7, "FIXED").with(8, 10).with(9, START.0 + 2 * HOUR_MS),
                     None => raw,

@@ -7,7 +7,7 @@ use firstcome::{
         event::{self, Body, Event},
     },
     redis::{
-        commands::{CloseOrder, Closing, CouponTerms, PlaceOrder, UserBatch},
+        commands::{CloseOrder, Closing, CouponTerms, PlaceOrder, Placement, UserBatch},
         keys::Keys,
     },
 };
@@ -199,7 +199,7 @@ async fn discount_equal_in_lua_and_rust() {
         let case = format!("{price} × {units} + {rest}, {discount:?}");
         for (id, price) in [(1, price), (2, rest)] {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
-            test.store.product_update(&plain, product(id), "TOP", &patch).await.unwrap().unwrap();
+            test.store.product_update(&plain, product(id), "TOP", &patch, 0).await.unwrap().unwrap();
         }
         // The terms are arguments of the script, so that each case has its own.
         let terms = CouponTerms { discount, expires_at: START.plus(1) };
@@ -212,8 +212,6 @@ async fn discount_equal_in_lua_and_rust() {
             must_afford: true,
             coupon: Some((coupon_id, Some(terms))),
             lines: vec![(product(1), units), (product(2), 1)],
-            remote_lines: String::new(),
-            validate: None,
         };
         let total = price * units + rest;
         let placed = test.store.order_place(&plain, place).await;
@@ -222,7 +220,8 @@ async fn discount_equal_in_lua_and_rust() {
             continue;
         }
         let final_price = total - discount.of(total);
-        assert_eq!(placed.unwrap().value.final_price, final_price, "{case}");
+        let Placement::Placed(placed) = placed.unwrap() else { panic!("{case}: too few units") };
+        assert_eq!(placed.value.final_price, final_price, "{case}");
         let Body::OrderPlaced(event) = last_event(&test).await.body else { panic!("{case}") };
         assert_eq!(
             (event.total, event.discount, event.final_price),

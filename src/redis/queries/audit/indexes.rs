@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::NaiveDate;
-use redis::Value;
 
-use super::{HashFields, LossyText, Replies, ScoredTexts};
+use super::{HashFields, LossyText, ScoredTexts};
 use crate::{
-    model::{CouponId, Error, Millis, OrderId, Partition, Word},
+    model::{CouponId, Error, Millis, Partition, Word},
     redis::{
         Store,
         keys::{KeyKind, Keys},
@@ -51,7 +50,8 @@ pub struct Scanned {
     pub products: Vec<i64>,
     pub campaigns: Vec<i64>,
     pub orders: Vec<i64>,
-    pub holds: Vec<i64>,
+    /// Users of other partitions, whose coupons are listed.
+    pub remote_coupons: Vec<i64>,
     /// The digests of idempotency records.
     pub records: Vec<String>,
     pub categories: Vec<String>,
@@ -132,45 +132,17 @@ impl Store {
         Ok(members)
     }
 
-    /// A page of the fields of a hash, and the next cursor, which is `None` after the last page.
+    /// A page of the fields of a hash with their values, and the next cursor, which is `None` after the last page.
     pub async fn field_page(
         &self,
         here: Partition,
         hash: &KeyKind,
         cursor: &str,
-    ) -> Result<(Vec<String>, Option<String>), Error> {
+    ) -> Result<(Vec<(String, String)>, Option<String>), Error> {
         let mut scan = redis::cmd("HSCAN");
         scan.arg(Keys(here).of(hash)).arg(cursor).arg("COUNT").arg(SCAN_BATCH);
         let (next, page): (String, Vec<(LossyText, LossyText)>) = self.query_unchecked(here, &scan).await?;
-        Ok((page.into_iter().map(|(field, _)| field.0).collect(), Some(next).filter(|next| next != "0")))
-    }
-
-    /// Those of the members `order:user` of the index of remote holds that are there, and are of no stock that is held for this
-    /// order and user.
-    pub async fn strange_holds(&self, here: Partition, members: &[(i64, i64)]) -> Result<Vec<(i64, i64)>, Error> {
-        if members.is_empty() {
-            return Ok(Vec::new());
-        }
-        let holds = members.iter().filter_map(|(order, user)| Some((OrderId::new(*order)?, *user)));
-        let holds: Vec<(OrderId, i64)> = holds.collect();
-        let mut read = redis::pipe();
-        read.atomic();
-        for (order, user) in &holds {
-            read.cmd("HMGET").arg(Keys(here).hold(*order)).arg(&["state", "user"]);
-            read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
-        }
-        let replies: Vec<Value> = self.pipe_unchecked(here, &read).await?;
-        let mut replies = Replies(replies.into_iter());
-        let mut strange = Vec::new();
-        for (order, user) in holds {
-            let fields: Vec<Option<LossyText>> = replies.next()?;
-            let score: Option<f64> = replies.next()?;
-            let held = [Some(LossyText("HELD".to_owned())), Some(LossyText(user.to_string()))];
-            if score.is_some() && fields != held {
-                strange.push((order.get(), user));
-            }
-        }
-        Ok(strange)
+        Ok((page.into_iter().map(|(field, value)| (field.0, value.0)).collect(), Some(next).filter(|next| next != "0")))
     }
 
     /// Whether a ranking of a day is there and does not expire.
@@ -269,7 +241,7 @@ pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
             KeyKind::Product(id) => scanned.products.push(id.get()),
             KeyKind::Campaign(id) | KeyKind::Holders(id) => scanned.campaigns.push(id.get()),
             KeyKind::Order(id) => scanned.orders.push(id.get()),
-            KeyKind::Hold(order) => scanned.holds.push(order.get()),
+            KeyKind::Issued(id) => scanned.remote_coupons.push(id.get()),
             KeyKind::Record(digest) => scanned.records.push(digest),
             KeyKind::Category(category) => scanned.categories.push(category),
             KeyKind::RankUnits(day) | KeyKind::RankWon(day) => scanned.days.push(day),
@@ -287,7 +259,14 @@ pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
             | KeyKind::Withheld
             | KeyKind::Expiry
             | KeyKind::Gateway
-            | KeyKind::Holds => {}
+            | KeyKind::Allotted
+            | KeyKind::Regained
+            | KeyKind::Recovered
+            | KeyKind::Received
+            | KeyKind::Returned
+            | KeyKind::Surrendered
+            | KeyKind::Freed
+            | KeyKind::PriceVersion => {}
         }
     }
     sorted

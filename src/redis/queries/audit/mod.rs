@@ -8,7 +8,7 @@ mod indexes;
 mod records;
 
 pub use indexes::{FixedKeys, Scanned, sort_keys};
-pub use records::{CampaignSeen, HoldSeen, OrderSeen, ProductSeen, RanksSeen, RecordSeen, UserSeen};
+pub use records::{CampaignSeen, OrderSeen, ProductSeen, RanksSeen, RecordSeen, UserSeen};
 
 use std::{collections::HashMap, fmt};
 

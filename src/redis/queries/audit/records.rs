@@ -23,8 +23,10 @@ pub struct UserSeen {
 #[derive(Debug, Default)]
 pub struct ProductSeen {
     pub fields: HashFields,
-    /// Its fields in `price`, `stock`, `held`, `sold` and `withheld`.
-    pub counters: [Option<String>; 5],
+    /// Its fields in `price`, `stock`, `held`, `sold`, `withheld` and `price_version`.
+    pub counters: [Option<String>; 6],
+    /// For each partition the units that its own partition gave to it, took back, and took back withheld.
+    pub given: Vec<[Option<String>; 3]>,
     /// Its score in the catalogue, and in the category that the caller names.
     pub listed: Option<f64>,
     pub listed_in_category: Option<f64>,
@@ -51,16 +53,6 @@ pub struct OrderSeen {
     pub leaves: bool,
 }
 
-/// A remote hold.
-#[derive(Debug, Default)]
-pub struct HoldSeen {
-    pub fields: HashFields,
-    /// Its score in the index of remote holds.
-    pub due: Option<f64>,
-    /// Whether its key expires.
-    pub leaves: bool,
-}
-
 /// The rankings of one day: product ids with units, and with won.
 #[derive(Debug, Default)]
 pub struct RanksSeen {
@@ -76,6 +68,14 @@ pub struct RecordSeen {
     pub items: Vec<String>,
     /// The rest of its life; negative if it does not expire.
     pub ttl_ms: i64,
+}
+
+fn texts_of<const N: usize>(replies: &mut Replies) -> Result<[Option<String>; N], Error> {
+    let mut texts = [const { None }; N];
+    for text in &mut texts {
+        *text = replies.text()?;
+    }
+    Ok(texts)
 }
 
 fn leaves(replies: &mut Replies) -> Result<bool, Error> {
@@ -128,8 +128,15 @@ impl Store {
         let reads = |read: &mut redis::Pipeline| {
             for (product, category) in &products {
                 read.cmd("HGETALL").arg(keys.product(*product));
-                for counters in [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()] {
+                for counters in
+                    [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld(), keys.price_version()]
+                {
                     read.cmd("HGET").arg(counters).arg(product.get());
+                }
+                for other in self.all() {
+                    for counters in [keys.allotted(), keys.regained(), keys.recovered()] {
+                        read.cmd("HGET").arg(counters).arg(format!("{product}:{}", other.0));
+                    }
                 }
                 for set in [keys.catalogue(), keys.category(category)] {
                     read.cmd("ZSCORE").arg(set).arg(product.get());
@@ -139,11 +146,10 @@ impl Store {
         let seen = |replies: &mut Replies| {
             let product = |_| {
                 let fields = replies.hash()?;
-                let mut counters: [Option<String>; 5] = Default::default();
-                for counter in &mut counters {
-                    *counter = replies.text()?;
-                }
-                Ok(ProductSeen { fields, counters, listed: replies.next()?, listed_in_category: replies.next()? })
+                let counters = texts_of(replies)?;
+                let given = self.all().map(|_| texts_of(replies)).collect::<Result<_, Error>>()?;
+                let (listed, listed_in_category) = (replies.next()?, replies.next()?);
+                Ok(ProductSeen { fields, counters, given, listed, listed_in_category })
             };
             products.iter().map(product).collect()
         };
@@ -199,27 +205,62 @@ impl Store {
         self.at_one_moment(here, outbox, reads, seen).await
     }
 
-    /// Reads the remote holds of these orders, each with its user.
-    pub async fn inspect_holds(
+    /// Reads what a partition has of these products of others: on sale, held, sold, withheld, received, given back, and withheld units given
+    /// back.
+    pub async fn inspect_partition_stock(
         &self,
         here: Partition,
         outbox: (StreamId, usize),
-        ids: &[(i64, i64)],
-    ) -> Result<Inspected<HoldSeen>, Error> {
-        let orders: Vec<(OrderId, i64)> =
-            ids.iter().filter_map(|(order, user)| Some((OrderId::new(*order)?, *user))).collect();
+        ids: &[i64],
+    ) -> Result<Inspected<[Option<String>; 7]>, Error> {
+        let keys = Keys(here);
+        let counters = [
+            keys.stock(),
+            keys.held(),
+            keys.sold(),
+            keys.withheld(),
+            keys.received(),
+            keys.returned(),
+            keys.surrendered(),
+        ];
         let reads = |read: &mut redis::Pipeline| {
-            for (order, user) in &orders {
-                read.cmd("HGETALL").arg(Keys(here).hold(*order));
-                read.cmd("ZSCORE").arg(Keys(here).holds()).arg(format!("{order}:{user}"));
-                read.cmd("PTTL").arg(Keys(here).hold(*order));
+            for id in ids {
+                for counter in &counters {
+                    read.cmd("HGET").arg(counter).arg(id);
+                }
             }
         };
-        let seen = |replies: &mut Replies| {
-            let hold = |_| Ok(HoldSeen { fields: replies.hash()?, due: replies.next()?, leaves: leaves(replies)? });
-            orders.iter().map(hold).collect()
-        };
+        let seen = |replies: &mut Replies| ids.iter().map(|_| texts_of(replies)).collect();
         self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// Reads the coupons that campaigns of a partition issued to these users of other ones.
+    pub async fn inspect_remote_coupons(
+        &self,
+        here: Partition,
+        outbox: (StreamId, usize),
+        ids: &[i64],
+    ) -> Result<Inspected<HashFields>, Error> {
+        let users: Vec<UserId> = ids.iter().filter_map(|id| UserId::new(*id)).collect();
+        let reads = |read: &mut redis::Pipeline| {
+            for user in &users {
+                read.cmd("HGETALL").arg(Keys(here).issued(*user));
+            }
+        };
+        let seen = |replies: &mut Replies| users.iter().map(|_| replies.hash()).collect();
+        self.at_one_moment(here, outbox, reads, seen).await
+    }
+
+    /// The prices that a partition has of these products, each with its number.
+    pub async fn prices_of(&self, here: Partition, ids: &[i64]) -> Result<Vec<(String, String)>, Error> {
+        let mut read = redis::pipe();
+        for hash in [Keys(here).price(), Keys(here).price_version()] {
+            read.cmd("HMGET").arg(hash).arg(ids);
+        }
+        let (prices, versions): (Vec<Option<LossyText>>, Vec<Option<LossyText>>) =
+            self.pipe_unchecked(here, &read).await?;
+        let text = |text: Option<LossyText>| text.map(|text| text.0).unwrap_or_default();
+        Ok(prices.into_iter().map(text).zip(versions.into_iter().map(text)).collect())
     }
 
     /// Reads the rankings of these days.

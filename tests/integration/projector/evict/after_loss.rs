@@ -37,17 +37,8 @@ async fn rebuild_restores_orders_not_archived() {
         assert!((KEEP_MS - 360_000..=KEEP_MS - 60_000).contains(&ttl(young)), "{}", ttl(young));
         assert!(ttl(old.pending) <= KEEP_MS - 60_000);
         let passed = KEEP_MS + 60_001;
-        let rest = TOMBSTONE_TTL_MS - passed;
+        let rest = REFUNDED_KEEP_MS - passed;
         assert!((rest - 300_000..=rest).contains(&ttl(old.refunded)), "{}", ttl(old.refunded));
-        for (order, whole) in [(young, Some(KEEP_MS - 60_000)), (pending, None), (old.paid, Some(0))] {
-            for hold in shop.holds(order) {
-                match whole {
-                    None => assert_eq!(ttls[&hold], -1),
-                    Some(0) => assert!(!ttls.contains_key(&hold)),
-                    Some(whole) => assert!((whole - 300_000..=whole).contains(&ttls[&hold])),
-                }
-            }
-        }
         // The replies are the same for restored and for archived orders, and both can be refunded.
         let replies_after = replies_of(&shop, &old).await;
         let of = |replies_of: &[String]| -> Vec<String> {
@@ -68,41 +59,6 @@ async fn rebuild_restores_orders_not_archived() {
         }
         shop.finish().await;
     }
-}
-
-/// A rebuild releases the remote holds of a refunded order, evicted or not.
-#[tokio::test]
-async fn rebuild_finishes_refund_of_archived_order() {
-    let shop = Fixture::start(3).await;
-    let stock = shop.stock().await;
-    let order = shop.paid().await;
-    shop.test.drain().await;
-    shop.test.clock.advance(KEEP_MS + 1);
-    let call = call(None);
-    let day = START_DAY.with(|day| *day);
-    let closing = Closing::Cancel { paid_on: Some(day) };
-    let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-    let close = CloseOrder { order_id: id, user_id: user, closing };
-    shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
-    // PostgreSQL has the refund; the other partitions lack it.
-    let pool = shop.test.db.get_postgres_connection_pool();
-    let owner = shop.test.store.owner(order);
-    shop.delete(shop.holds(order)).await;
-    let mut redis = shop.test.raw().await;
-    for hold in shop.holds(order) {
-        // A key of another type: the relay of this step fails, and the projection continues.
-        let _: () = redis::cmd("SET").arg(&hold).arg("in the way").query_async(&mut redis).await.unwrap();
-    }
-    shop.test.app.projector.project(owner).await.unwrap();
-    let refunded: i64 = sqlx::query_scalar("SELECT count(*) FROM orders WHERE close_reason = 'REFUNDED'")
-        .fetch_one(pool)
-        .await
-        .unwrap();
-    assert_eq!(refunded, 1);
-    let summary = rebuild_without_loss(&shop.test).await;
-    assert_eq!(summary.repaired, 2);
-    assert_eq!(shop.stock().await, stock);
-    shop.finish().await;
 }
 
 /// A replica that takes the place of its master may have every decision and lack evictions: they are repeated.
@@ -147,18 +103,12 @@ async fn audit_tells_archived_from_missing() {
         }
         assert_eq!(failed_checks(&shop.test).await, Vec::<String>::new());
         let mut redis = shop.test.raw().await;
-        let mut missing = vec![shop.key(ends.pending), shop.key(ends.paid), shop.key(cancelled)];
-        missing.extend(shop.holds(ends.pending));
-        for key in &missing {
+        for key in &[shop.key(ends.pending), shop.key(ends.paid), shop.key(cancelled)] {
             let aside = format!("{key}:aside");
             let _: () = redis::cmd("RENAME").arg(key).arg(&aside).query_async(&mut redis).await.unwrap();
             let found = failed_checks(&shop.test).await.join("\n");
             let id = key.rsplit(':').next().unwrap();
-            let says = if key.contains(":hold:") {
-                format!("stock held for order {id}: the hold is \"\"")
-            } else {
-                format!("order {id}: it is in PostgreSQL and not in Redis")
-            };
+            let says = format!("order {id}: it is in PostgreSQL and not in Redis");
             assert!(found.contains(&says), "{says:?} is not in\n{found}");
             let _: () = redis::cmd("RENAME").arg(&aside).arg(key).query_async(&mut redis).await.unwrap();
             // An open order must have no TTL either.
@@ -236,7 +186,7 @@ async fn load_keeps_invariants_when_retention_zero() {
 #[tokio::test]
 async fn retention_refused_when_below_minute() {
     let retention = Retention::seconds(60);
-    assert_eq!((retention.closed_ms(), retention.refunded_ms()), (60_000, TOMBSTONE_TTL_MS));
+    assert_eq!((retention.closed_ms(), retention.refunded_ms()), (60_000, REFUNDED_KEEP_MS));
     let retention = Retention::seconds(31_536_000);
     assert_eq!(retention.closed_ms(), retention.refunded_ms());
     let program = || std::process::Command::new(env!("CARGO_BIN_EXE_firstcome"));

@@ -61,32 +61,19 @@ async fn archived_order_repeats_get_first_reply() {
     }
 }
 
-/// The parts of a paid order that are evicted when it is refunded.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Missing {
-    Order,
-    Holds,
-    Both,
-}
-
 #[tokio::test]
 async fn archived_order_refunded_once() {
-    for (partitions, away) in [(1, Missing::Both), (3, Missing::Order), (3, Missing::Holds), (3, Missing::Both)] {
+    for partitions in [1, 3] {
         let shop = Fixture::start(partitions).await;
         let (balance, stock) = (shop.balance().await, shop.stock().await);
         let (order, kept) = (shop.paid().await, shop.paid().await);
         shop.test.drain().await;
-        let (key, holds) = (shop.key(order), shop.holds(order));
-        if away != Missing::Holds {
-            shop.delete([key.clone()]).await;
-        }
-        if away != Missing::Order {
-            shop.delete(holds.clone()).await;
-        }
+        let key = shop.key(order);
+        shop.delete([key.clone()]).await;
         let refund = json!({"userId": shop.user});
         let path = format!("/api/v1/orders/{order}/cancel");
         let reply = shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await;
-        assert_eq!(reply.json()["closeReason"], "REFUNDED", "{away:?} {}", reply.text);
+        assert_eq!(reply.json()["closeReason"], "REFUNDED", "{}", reply.text);
         assert!(shop.test.send(Method::POST, &path, Some(&refund), Some("refund")).await.replayed());
         shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         // The refund takes effect at once, before the relay.
@@ -96,10 +83,9 @@ async fn archived_order_refunded_once() {
         assert!(ranked.as_array().unwrap().iter().all(|place| place["salesCount"] == 2), "{ranked}");
         // PostgreSQL does not have the refund yet: no key of the order may be evicted.
         let ttls = shop.ttls().await;
-        assert_eq!(ttls[&key], -1, "{away:?}");
-        holds.iter().for_each(|hold| assert_eq!(ttls[hold], -1, "{away:?}"));
+        assert_eq!(ttls[&key], -1);
         shop.test.drain().await;
-        assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
+        assert_ttl_fresh(shop.ttl(order).await, REFUNDED_KEEP_MS);
         shop.test.expire_evicted().await;
         shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
         assert!(shop.show(kept).await.contains("PAID"));
@@ -137,26 +123,14 @@ async fn restore_of_stale_row_changes_nothing() {
         test.drain().await;
         test.expire_evicted().await;
         let id = OrderId::new(order).unwrap();
-        let read = firstcome::postgres::queries::archived_orders::order(&test.db, id, partitions, "Asia/Seoul")
-            .await
-            .unwrap()
-            .unwrap();
+        let read =
+            firstcome::postgres::queries::archived_orders::order(&test.db, id, "Asia/Seoul").await.unwrap().unwrap();
         assert!(read.is_closed() && read.status == "PAID");
-        let homes: Vec<Partition> =
-            test.store.all().filter(|here| shop.holds(order).contains(&Keys(*here).hold(id))).collect();
         test.cancel(order, shop.user).await.ok();
         let late = async |when: &str| {
             let owner = test.store.owner(order);
-            let back =
-                test.store.order_restore(owner, EvictionCandidate::Order(id), &read.fields(), 60_000).await.unwrap();
+            let back = test.store.order_restore(owner, id, &read.fields(), 60_000).await.unwrap();
             assert!(!back, "restored {when}");
-            for here in &homes {
-                let sold = [("state", "SETTLED".to_owned()), ("lines", String::new()), ("user", "1".to_owned())];
-                assert!(
-                    !test.store.order_restore(*here, EvictionCandidate::Hold(id), &sold, 60_000).await.unwrap(),
-                    "{when}"
-                );
-            }
             let call = call(None);
             let closing = Closing::Cancel { paid_on: None };
             let close = CloseOrder { order_id: id, user_id: UserId::new(shop.user).unwrap(), closing };
@@ -181,83 +155,12 @@ async fn restored_order_evicted_again_when_unchanged() {
     let shown = shop.show(order).await;
     shop.test.expire_evicted().await;
     let id = OrderId::new(order).unwrap();
-    let read = firstcome::postgres::queries::archived_orders::order(&shop.test.db, id, 1, "Asia/Seoul")
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(
-        shop.test
-            .store
-            .order_restore(Partition(0), EvictionCandidate::Order(id), &read.fields(), 60_000)
-            .await
-            .unwrap()
-    );
+    let read =
+        firstcome::postgres::queries::archived_orders::order(&shop.test.db, id, "Asia/Seoul").await.unwrap().unwrap();
+    assert!(shop.test.store.order_restore(Partition(0), id, &read.fields(), 60_000).await.unwrap());
     assert!(shop.ttl(order).await.is_some_and(|ttl| (1..=60_000).contains(&ttl)));
     assert_eq!(shop.show(order).await, shown);
     shop.test.expire_evicted().await;
     assert_eq!(shop.show(order).await, shown);
-    shop.finish().await;
-}
-
-/// The refunding process dies after the decision; the relay finds the remote hold evicted.
-#[tokio::test]
-async fn relay_releases_archived_remote_hold() {
-    for again in [false, true] {
-        let shop = Fixture::start(3).await;
-        let stock = shop.stock().await;
-        let order = shop.paid().await;
-        shop.test.drain().await;
-        let call = call(None);
-        let day = shop.test.clock.now().day(shop.test.engine.zone());
-        let (id, user) = (OrderId::new(order).unwrap(), UserId::new(shop.user).unwrap());
-        let closing = Closing::Cancel { paid_on: Some(day) };
-        let close = CloseOrder { order_id: id, user_id: user, closing };
-        shop.test.store.order_close(&call, &close).await.unwrap().unwrap();
-        shop.delete(shop.holds(order)).await;
-        let owner = shop.test.store.owner(order);
-        let entries = shop.test.store.outbox_page(owner, StreamId::ZERO, 1000).await.unwrap();
-        shop.test.drain().await;
-        assert_eq!(shop.stock().await, stock);
-        if again {
-            // Much later, the tombstone of the refund has expired too.
-            shop.test.drain().await;
-            shop.test.expire_evicted().await;
-            assert!(shop.ttls().await.is_empty());
-            let postgres = (&shop.test.db, Duration::from_secs(600));
-            let store = &shop.test.store;
-            let events = events(&entries);
-            let events: Vec<_> = events.iter().collect();
-            projector::relay::relay(store, postgres, owner, &events).await.unwrap();
-            assert_eq!(shop.stock().await, stock, "released twice");
-        }
-        shop.finish().await;
-    }
-}
-
-/// A sweeper is delayed between its two steps until the order and its hold are evicted: it does not treat them as never placed.
-#[tokio::test]
-async fn delayed_sweeper_releases_nothing_of_archived_order() {
-    let shop = Fixture::start(3).await;
-    let order = shop.paid().await;
-    let stock = shop.stock().await;
-    shop.test.drain().await;
-    shop.test.expire_evicted().await;
-    let mut redis = shop.test.raw().await;
-    let member = format!("{order}:{}", shop.user);
-    let index = |hold: &String| format!("{}}}:holds", hold.split('}').next().unwrap());
-    for hold in shop.holds(order) {
-        let _: i64 = redis::cmd("ZADD").arg(index(&hold)).arg(0).arg(&member).query_async(&mut redis).await.unwrap();
-    }
-    shop.test.engine.sweep().await.unwrap();
-    for hold in shop.holds(order) {
-        let _: i64 = redis::cmd("ZREM").arg(index(&hold)).arg(&member).query_async(&mut redis).await.unwrap();
-        let there: bool = redis::cmd("EXISTS").arg(&hold).query_async(&mut redis).await.unwrap();
-        assert!(!there, "{hold} has a tombstone");
-    }
-    assert_eq!(shop.stock().await, stock);
-    assert!(shop.show(order).await.contains("PAID"));
-    shop.test.pay(order, shop.user, "CARD", 2_460).await.refused(409, "ORDER_ALREADY_PAID");
-    assert_eq!(shop.test.cancel(order, shop.user).await.ok()["closeReason"], "REFUNDED");
-    assert_eq!(shop.stock().await, stock.iter().map(|units| units + 2).collect::<Vec<_>>());
     shop.finish().await;
 }

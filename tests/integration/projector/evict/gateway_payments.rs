@@ -52,7 +52,7 @@ async fn order_kept_while_gateway_pending() {
     by.later(5).await;
     assert!(gateway.cancelled(&receipt));
     shop.test.drain().await;
-    assert_ttl_fresh(shop.ttl(order).await, TOMBSTONE_TTL_MS);
+    assert_ttl_fresh(shop.ttl(order).await, REFUNDED_KEEP_MS);
     assert!(by.expired(order).await);
     shop.test.cancel(order, shop.user).await.refused(409, "ORDER_ALREADY_CLOSED");
 

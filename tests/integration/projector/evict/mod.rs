@@ -14,7 +14,7 @@ use std::{
 };
 
 use firstcome::{
-    config::{Retention, RetentionConfig, TOMBSTONE_TTL_MS},
+    config::{Retention, RetentionConfig},
     model::{
         Error, NewPayment, OrderId, Partition, PaymentType, UserId,
         event::{self, Event},
@@ -25,7 +25,6 @@ use firstcome::{
         commands::{CloseOrder, Closing},
         keys::Keys,
         outbox::{Entry, StreamId},
-        retention::EvictionCandidate,
     },
 };
 use futures_util::future::join_all;
@@ -43,6 +42,8 @@ use crate::{
 };
 
 const KEEP_MS: i64 = 3_600_000;
+/// A refunded order stays a week.
+const REFUNDED_KEEP_MS: i64 = 7 * 24 * 3_600_000;
 
 /// A user, products and a campaign, spread over the partitions.
 struct Fixture {
@@ -101,13 +102,6 @@ impl Fixture {
 
     fn key(&self, order: i64) -> String {
         Keys(self.test.store.owner(order)).order(OrderId::new(order).unwrap())
-    }
-
-    /// The keys of the remote holds.
-    fn holds(&self, order: i64) -> Vec<String> {
-        let owner = self.test.store.owner(order);
-        let remote = self.products.iter().map(|product| self.test.store.owner(*product)).filter(|here| *here != owner);
-        remote.collect::<BTreeSet<_>>().into_iter().map(|here| Keys(here).hold(OrderId::new(order).unwrap())).collect()
     }
 
     async fn ttls(&self) -> BTreeMap<String, i64> {
@@ -202,9 +196,4 @@ async fn replies_of(shop: &Fixture, ends: &ClosedOrders) -> Vec<String> {
     }
     replies_of.push(shop.test.get("/api/v1/orders/999999").await.text);
     replies_of
-}
-
-thread_local! {
-    /// The day on which the standing clock starts.
-    static START_DAY: chrono::NaiveDate = harness::START.day(chrono_tz::Asia::Seoul);
 }

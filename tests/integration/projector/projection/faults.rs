@@ -1,5 +1,10 @@
 //! Invalid events, which become dead letters; gaps and newer events, which stop the projection.
 
+use firstcome::{
+    model::{Partition, ProductId},
+    redis::commands::ReturnedUnits,
+};
+
 use super::*;
 
 #[tokio::test]
@@ -220,7 +225,7 @@ async fn projection_stops_at_newer_event_version() {
     let test = TestApp::start().await;
     let mut redis = test.raw().await;
     test.user(1_000).await;
-    poison(&mut redis, true, &[("v", b"3"), ("at", b"1"), ("kind", b"from_the_future")]).await;
+    poison(&mut redis, true, &[("v", b"4"), ("at", b"1"), ("kind", b"from_the_future")]).await;
     for _ in 0..2 {
         let error = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");
@@ -230,37 +235,36 @@ async fn projection_stops_at_newer_event_version() {
     test.finish_unchecked().await;
 }
 
-/// The projector relays the end of an order to other partitions before it trims the event, if the request did not.
+/// The projector relays a transfer of units before it trims the event, if the request did not complete it.
 #[tokio::test]
-async fn order_end_relayed_to_other_partitions() {
+async fn transfer_relayed_to_other_partition() {
     let test = TestApp::with(Options { partitions: 2, ..Options::default() }).await;
     let mut redis = test.raw().await;
-    // The user and the ids are in the first partition; the product is in the second.
-    let mut ids = Vec::new();
-    for _ in 0..2 {
-        ids.push((test.user(10_000).await, test.product(100, 10).await));
+    let mut product = test.product(100, 10).await;
+    while product % 2 == 0 {
+        product = test.product(100, 10).await;
     }
-    let user = ids.iter().map(|(user, _)| *user).find(|user| user % 2 == 0).unwrap();
-    let remote = ids.iter().map(|(_, product)| *product).find(|product| product % 2 == 1).unwrap();
-    let mut orders = Vec::new();
-    for _ in 0..4 {
-        orders.push(test.place(user, remote, 1).await);
-    }
-    let _: i64 = redis::cmd("HSET").arg("{p1}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
-    // The owner partition decides and acknowledges.
-    test.pay(orders[0], user, "CARD", 100).await.ok();
-    test.cancel(orders[1], user).await.ok();
-    test.clock.advance(600_000);
+    let id = ProductId::new(product).unwrap();
+    let call = harness::call(None);
+    let given = test.store.stock_allot(&call, id, Partition(0), 4).await.unwrap();
+    assert_eq!(given.unwrap().total, 4);
+    assert_eq!(test.stock(product).await, 6, "four units are on their way");
+    let _: i64 = redis::cmd("HSET").arg("{p0}:meta").arg("frozen").arg(1).query_async(&mut redis).await.unwrap();
     for _ in 0..2 {
         assert!(test.app.projector.drain().await.is_err(), "an event is trimmed before its relay");
     }
-    // PostgreSQL has the payment nevertheless.
-    assert_eq!(count(&test.db, "SELECT count(*) FROM orders WHERE status = 'PAID'").await, 1);
-    let _: i64 = redis::cmd("HDEL").arg("{p1}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
+    // PostgreSQL has the decision nevertheless.
+    assert_eq!(count(&test.db, "SELECT sum(allotted)::bigint FROM allotments").await, 4);
+    let _: i64 = redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").query_async(&mut redis).await.unwrap();
     test.engine.check().await;
     test.drain().await;
-    let held: i64 = redis::cmd("HGET").arg("{p1}:held").arg(remote).query_async(&mut redis).await.unwrap();
-    assert_eq!(held, 2, "two of the four have ended");
-    assert_eq!(test.engine.sweep().await.unwrap(), 2);
+    assert_eq!(test.stock(product).await, 10);
+    // The way back.
+    test.store.stock_return(&call, Partition(0), id, ReturnedUnits::OnSale).await.unwrap();
+    assert_eq!(test.stock(product).await, 6);
+    test.drain().await;
+    assert_eq!(test.stock(product).await, 10);
+    let on_sale: i64 = redis::cmd("HGET").arg("{p1}:stock").arg(product).query_async(&mut redis).await.unwrap();
+    assert_eq!(on_sale, 10);
     test.finish().await;
 }

@@ -104,7 +104,7 @@ async fn start_refused_when_redis_behind_acknowledged() {
     test.finish_unchecked().await;
 }
 
-/// One partition is lost: the rebuild also repairs remote holds and coupons in the others.
+/// One partition is lost: the rebuild also completes transfers of units from and to the others.
 #[tokio::test]
 async fn rebuild_repairs_other_partitions_when_one_lost() {
     for lost in 0..3 {
@@ -112,18 +112,18 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
         let users = [test.user(100_000).await, test.user(100_000).await, test.user(100_000).await];
         let products = [test.product(100, 50).await, test.product(200, 50).await, test.product(300, 50).await];
         let coupon = test.campaign("FIXED", 10, 50).await;
-        let lines = json!(products.map(|product| json!({"productId": product, "quantity": 2})));
-        let all = async |user: i64| {
+        let all = async |user: i64, quantity: i64| {
+            let lines = json!(products.map(|product| json!({"productId": product, "quantity": quantity})));
             let body = json!({"userId": user, "orderProducts": lines});
             let placed = test.post("/api/v1/orders", body).await.ok();
             (placed["orderId"].as_i64().unwrap(), user)
         };
         let mut orders = Vec::new();
         for user in users {
-            orders.extend([all(user).await, all(user).await, all(user).await]);
+            orders.extend([all(user, 2).await, all(user, 2).await, all(user, 2).await]);
         }
         test.drain().await;
-        // Decisions of every partition that PostgreSQL does not have yet: payments, cancels, orders and coupons.
+        // Decisions of every partition that PostgreSQL does not have yet: payments, cancels, orders, transfers and coupons.
         for (n, (order, user)) in orders.iter().enumerate() {
             match n % 3 {
                 0 => drop(test.pay(*order, *user, "CARD", 1_200).await.ok()),
@@ -132,7 +132,8 @@ async fn rebuild_repairs_other_partitions_when_one_lost() {
             }
         }
         for user in users {
-            all(user).await;
+            // More than its partition has: units come from the others.
+            all(user, 8).await;
             test.issue(coupon, user).await.ok();
         }
         let mut redis = test.raw().await;

@@ -43,7 +43,8 @@ impl Bench {
         let keys = self.keys(id);
         let mut raw = self.begin(&script::PRODUCT_UPDATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.category("TOP"), keys.category(to)]);
-        raw.args.extend(strings([&id, &"", &"", &"TOP", &to, &0, &1_000_000_000]));
+        raw.keys.push(keys.price_version());
+        raw.args.extend(strings([&id, &"", &"", &"TOP", &to, &0, &1_000_000_000, &0]));
         raw
     }
 
@@ -71,9 +72,9 @@ impl Bench {
         let shared = vec![keys.meta(), keys.outbox(), campaign_key(keys, coupon), holders];
         let args = strings([&START.0, &86_400_000, &coupon]);
         let mut raw = Bench::one_of_many(&script::COUPON_ISSUE, shared, args, keys.record(""));
-        raw.keys.push(user_key(keys, user));
-        let at_home = u8::from(user % self.partitions == coupon % self.partitions);
-        raw.args.extend(strings([&user, &at_home]));
+        let owned = user % self.partitions == coupon % self.partitions;
+        raw.keys.push(if owned { user_key(keys, user) } else { keys.issued(UserId::new(user).unwrap()) });
+        raw.args.extend(strings([&user, &u8::from(owned)]));
         raw
     }
 
@@ -94,7 +95,7 @@ impl Bench {
         raw
     }
 
-    pub fn place(&self, order: i64, user: i64, lines: &[(i64, i64)], remote_lines: &str) -> Raw {
+    pub fn place(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
         let keys = self.keys(user);
         let shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.price(), keys.stock(), keys.held()];
         let args = strings([&START.0, &86_400_000, &20, &1, &HOUR_MS]);
@@ -104,18 +105,17 @@ impl Bench {
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }
-        raw.args.extend([remote_lines.to_owned(), String::new()]);
         raw
     }
 
-    /// Keys 4 to 12 of the script that ends an order.
+    /// The keys of the script that ends an order.
     pub(super) fn closing(&self, script: &'static Script, order: i64, user: i64) -> Raw {
         let keys = self.keys(order);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut raw = self.begin(script, keys);
         raw.keys.extend([user_key(keys, user), order_key(keys, order), keys.expiry()]);
         raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
-        raw.keys.push(keys.gateway());
+        raw.keys.extend([keys.gateway(), keys.withheld(), keys.freed()]);
         raw.args.extend(strings([&order, &user]));
         raw
     }
@@ -124,7 +124,7 @@ impl Bench {
         let keys = self.keys(order);
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut shared = vec![keys.meta(), keys.outbox(), keys.expiry(), keys.stock(), keys.held(), keys.sold()];
-        shared.extend([keys.withheld(), keys.rank_units(day), keys.rank_won(day), keys.gateway()]);
+        shared.extend([keys.withheld(), keys.rank_units(day), keys.rank_won(day), keys.gateway(), keys.freed()]);
         let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
         let args = [&START.0, &86_400_000, &DAY as &dyn ToString, &today.from.0, &today.until.0];
         let mut args: Vec<String> = args.map(|arg| arg.to_string()).into();
@@ -180,25 +180,66 @@ impl Bench {
         let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
         let mut raw = self.begin(&script::PAYMENT_RESOLVE, keys);
         raw.keys.extend([keys.record(""), user_key(keys, user), order_key(keys, order), keys.gateway()]);
-        raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
+        raw.keys.extend([
+            keys.stock(),
+            keys.held(),
+            keys.sold(),
+            keys.rank_units(day),
+            keys.rank_won(day),
+            keys.freed(),
+        ]);
         let (receipt, today) = (format!("receipt-{order}"), CalendarDay::of(START, chrono_tz::Asia::Seoul));
         raw.args.extend(strings([&order, &receipt, &"", &outcome, &"", &"kim", &"seen", &DAY]));
         raw.args.extend(strings([&today.from.0, &today.until.0, &ranked_until(day).0, &2_000]));
         raw
     }
 
-    pub(super) fn order_resolve(&self, order: i64) -> Raw {
-        let keys = self.keys(order);
-        let (keys, args) = (vec![keys.meta(), order_key(keys, order)], strings([&604_800_000]));
-        Raw { script: &script::ORDER_RESOLVE, keys, args, shared: None }
+    /// Gives `needed` units, or a lot of a fourth of those on sale, to partition `other`.
+    pub fn stock_allot(&self, product: i64, other: u16, needed: i64) -> Raw {
+        let keys = self.keys(product);
+        let mut raw = self.begin_unrecorded(&script::STOCK_ALLOT, keys);
+        raw.keys.extend([keys.price(), keys.price_version(), keys.stock(), keys.allotted()]);
+        raw.args.extend(strings([&product, &other, &needed, &4, &1_000]));
+        raw
     }
 
-    /// The holds of these orders in one partition.
-    pub fn suspect(&self, here: Keys, orders: impl IntoIterator<Item = i64>) -> Raw {
-        let holds = orders.into_iter().map(|order| hold_key(here, order));
-        let keys: Vec<String> = std::iter::once(here.meta()).chain(holds).collect();
-        let args = strings([&(keys.len() - 1)]);
-        Raw { script: &script::HOLD_SUSPECT, keys, args, shared: None }
+    pub fn stock_receive(&self, here: u16, product: i64, total: i64, price: i64, version: i64) -> Raw {
+        let keys = Keys(Partition(here));
+        let mut raw = self.begin_unrecorded(&script::STOCK_RECEIVE, keys);
+        raw.keys.extend([keys.price(), keys.price_version(), keys.stock(), keys.received(), keys.freed()]);
+        raw.args.extend(strings([&product, &total, &price, &version]));
+        raw
+    }
+
+    pub fn stock_return(&self, here: u16, product: i64, withheld: u8) -> Raw {
+        let keys = Keys(Partition(here));
+        let mut raw = self.begin_unrecorded(&script::STOCK_RETURN, keys);
+        raw.keys.extend(match withheld {
+            0 => [keys.stock(), keys.returned()],
+            _ => [keys.withheld(), keys.surrendered()],
+        });
+        raw.args.extend(strings([&product, &withheld]));
+        raw
+    }
+
+    pub fn stock_regain(&self, product: i64, other: u16, total: i64, withheld: u8) -> Raw {
+        let keys = self.keys(product);
+        let mut raw = self.begin_unrecorded(&script::STOCK_REGAIN, keys);
+        raw.keys.extend(match withheld {
+            0 => [keys.stock(), keys.regained()],
+            _ => [keys.withheld(), keys.recovered()],
+        });
+        raw.args.extend(strings([&product, &other, &total, &withheld]));
+        raw
+    }
+
+    pub fn price_set(&self, here: u16, product: i64, price: i64, version: i64) -> Raw {
+        let keys = Keys(Partition(here));
+        let (keys, args) = (
+            vec![keys.meta(), keys.price(), keys.price_version(), keys.stock()],
+            strings([&product, &price, &version]),
+        );
+        Raw { script: &script::PRICE_SET, keys, args, shared: None }
     }
 
     pub fn outbox_mark(&self, epoch: i64, seq: i64, entry: &str, known: i64) -> Raw {
@@ -225,28 +266,6 @@ impl Bench {
 
     pub(super) async fn life(&mut self, key: &str) -> i64 {
         redis::cmd("PTTL").arg(key).query_async(&mut self.redis).await.unwrap()
-    }
-
-    /// All `lines` name products of one partition, which is not the order's.
-    pub fn hold(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
-        let keys = self.keys(lines[0].0);
-        let mut raw = self.begin_unrecorded(&script::STOCK_HOLD, keys);
-        raw.keys.extend([hold_key(keys, order), keys.holds(), keys.price(), keys.stock(), keys.held()]);
-        raw.args.extend(strings([&order, &user, &(2 * HOUR_MS), &lines.len()]));
-        for (product, quantity) in lines {
-            raw.args.extend(strings([product, quantity]));
-        }
-        raw
-    }
-
-    pub fn settle(&self, product: i64, order: i64, user: i64, state: &str) -> Raw {
-        let keys = self.keys(product);
-        let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
-        let mut raw = self.begin_unrecorded(&script::STOCK_SETTLE, keys);
-        raw.keys.extend([hold_key(keys, order), keys.holds(), keys.stock(), keys.held(), keys.sold()]);
-        raw.keys.extend([keys.rank_units(day), keys.rank_won(day), keys.withheld()]);
-        raw.args.extend(strings([&order, &user, &state, &(START.0 + HOUR_MS * 24), &604_800_000, &1]));
-        raw
     }
 
     /// Under the token `mine`.
@@ -301,7 +320,7 @@ impl Bench {
         let (create, user_create) = (self.product_create(product, 1_000, 100), self.users_create(user, 1, balance));
         self.run(&create).await;
         self.run(&user_create).await;
-        let place = self.place(order, user, &[(product, quantity)], "");
+        let place = self.place(order, user, &[(product, quantity)]);
         self.decides("PLACED", &place).await;
         product
     }

@@ -44,6 +44,8 @@ async fn coupon_scripts_match_headers_across_partitions() {
     let (_, event) = bench.decides_once("ISSUED", &issue).await;
     assert!(matches!(event.body, Body::CouponIssued { at_home: false, issue_no: 1, .. }), "{event:?}");
     bench.leaves_all("ALREADY_HOLDS", &issue).await;
+    let issued: String = redis::cmd("HGET").arg("{p1}:issued:2").arg(1).query_async(&mut bench.redis).await.unwrap();
+    assert_eq!(issued, format!("1|{}|A||", START.0));
     let grant = bench.coupon_grant(2, 1, 1);
     bench.needs_open_partition(&grant).await;
     let (_, event) = bench.decides("GRANTED", &grant).await;

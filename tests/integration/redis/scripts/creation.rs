@@ -32,14 +32,14 @@ async fn creation_scripts_match_headers() {
     let unknown = bench.product_update(2, "TOP");
     bench.leaves_all("PRODUCT_NOT_FOUND", &unknown).await;
     let (reply, event) = bench.decides_once("UPDATED", &update).await;
-    assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER"]);
-    let Body::ProductUpdated { product, name, price, category, delta } = &event.body else { panic!("{event:?}") };
+    assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER", "1"]);
+    let Body::ProductUpdated { product, name, price, category, delta, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((product.get(), name.as_str(), *price, category.as_str(), *delta), (1, "자켓", 7, "OUTER", -5));
     // Omitted fields keep their values, and the event has every field.
     let mut same = bench.product_update(1, "OUTER").with(8, "OUTER").with(10, 5);
     same.keys[6] = same.keys[7].clone();
     let (reply, event) = bench.decides("UPDATED", &same).await;
-    assert_eq!(reply[3..], ["자켓", "7", "1000000000", "OUTER"]);
+    assert_eq!(reply[3..], ["자켓", "7", "1000000000", "OUTER", "1"]);
     let Body::ProductUpdated { name, price, delta, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((name.as_str(), *price, *delta), ("자켓", 7, 5));
 

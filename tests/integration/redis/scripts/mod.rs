@@ -6,9 +6,10 @@ mod balances;
 mod calls;
 mod coupons;
 mod creation;
-mod holds;
 mod orders;
 mod payments;
+mod retention;
+mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use chrono::NaiveDate;
 use firstcome::{
     model::{
         CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, Partition, UserId,
-        event::{self, Body, Event, HoldState, PaymentOutcome, unpack_reply},
+        event::{self, Body, Event, PaymentOutcome, unpack_reply},
     },
     redis::{
         keys::Keys,
@@ -299,10 +300,6 @@ fn order_key(keys: Keys, id: i64) -> String {
     keys.order(firstcome::model::OrderId::new(id).unwrap())
 }
 
-fn hold_key(keys: Keys, id: i64) -> String {
-    keys.hold(firstcome::model::OrderId::new(id).unwrap())
-}
-
 #[test]
 fn header_reply_codes_are_those_of_reply_code() {
     let documented: BTreeSet<String> = script::ALL.iter().flat_map(|script| documented(script)).collect();
@@ -334,6 +331,6 @@ fn header_reply_codes_parsed() {
     let close = words(&script::ORDER_CLOSE);
     assert!(close.starts_with("ALREADY_CLOSED ALREADY_PAID CLOSED DECLINED"), "{close}");
     assert_eq!(words(&script::HISTORY_READ), "ENTRIES USER_NOT_FOUND");
-    assert_eq!(words(&script::ORDER_RESOLVE), "ORDER_STATUS PARTITION_CLOSED");
+    assert_eq!(words(&script::PRICE_SET), "PARTITION_CLOSED PRICE_SET UNCHANGED");
     assert_eq!(words(&script::IDS_RESERVE), "ALLOCATED KEY_REUSED NO_SEQUENCE PARTITION_CLOSED REPLAYED RESERVED");
 }

@@ -7,7 +7,7 @@ async fn payment_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 2).await;
     for order in 11..=14 {
-        let place = bench.place(order, 1, &[(product, 1)], "");
+        let place = bench.place(order, 1, &[(product, 1)]);
         bench.decides("PLACED", &place).await;
     }
     let begin = bench.payment_begin(10, 1, 2_000);
@@ -86,7 +86,7 @@ async fn payment_scripts_match_headers() {
 async fn payment_postpone_and_resolve_match_headers() {
     let mut bench = Bench::start(1).await;
     let product = bench.ordered(10, 1, 50_000, 2).await;
-    bench.decides("PLACED", &bench.place(11, 1, &[(product, 1)], "")).await;
+    bench.decides("PLACED", &bench.place(11, 1, &[(product, 1)])).await;
     let (postpone, approve) = (bench.payment_postpone(10, START.0 + 4_000), bench.payment_resolve(10, 1, "APPROVED"));
     bench.leaves_all("NOT_OPEN", &postpone).await;
     bench.leaves_all("NOT_OPEN", &approve).await;

@@ -147,9 +147,9 @@ async fn every_partition_waits_and_recovers_when_cluster_is_down() {
     clustered.test.finish().await;
 }
 
-/// The user's partition refuses the order before it runs: what another partition holds for it comes back at once.
+/// The user's partition can't take the units that another one gives to it: the order is refused, and the relay brings them later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stock_given_back_at_once_when_order_did_not_run() {
+async fn order_placed_later_when_units_cannot_arrive() {
     let options = Options { redis_timeout_ms: 3_000, ..Options::default() };
     let clustered = Clustered::start(0, QUICK, options).await;
     let Clustered { test, owners, .. } = &clustered;
@@ -164,11 +164,11 @@ async fn stock_given_back_at_once_when_order_did_not_run() {
     test.order(user, product, 1).await.ok();
     let nodes: Vec<&RedisServer> = std::iter::once(&test.redis).chain(&test.others).collect();
     let (of_user, of_product) = (nodes[of(user)], nodes[of(product)]);
-    // The order waits between its two steps: reads go on, and the hold does not.
+    // The order waits for units of the other partition: reads go on there, and decisions do not.
     send(of_product, "CLIENT PAUSE 300000 WRITE").await;
     let degraded = async {
         let mut link = harness::raw_redis(&of_product.url()).await;
-        until("the order waits for its hold", async || {
+        until("the order waits for its units", async || {
             let info: String = redis::cmd("INFO").arg("clients").query_async(&mut link).await.unwrap();
             info.contains("blocked_clients:1").then_some(())
         })
@@ -178,7 +178,6 @@ async fn stock_given_back_at_once_when_order_did_not_run() {
     };
     let (reply, ()) = tokio::join!(test.order(user, product, 1), degraded);
     reply.refused(503, "SERVICE_UNAVAILABLE");
-    assert_eq!(test.stock(product).await, 4, "no hold is left");
     send(of_user, "CONFIG SET maxmemory 0").await;
     until("orders are placed again", async || (test.order(user, product, 1).await.status == 200).then_some(())).await;
     assert_eq!(test.stock(product).await, 3);

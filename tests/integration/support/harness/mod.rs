@@ -235,7 +235,7 @@ impl TestApp {
         self.app.projector.drain().await.unwrap();
     }
 
-    /// Deletes every order and remote hold that has a TTL, as if it had expired. Returns their keys.
+    /// Deletes every order that has a TTL, as if it had expired. Returns their keys.
     pub async fn expire_evicted(&self) -> std::collections::BTreeSet<String> {
         let mut redis = self.raw().await;
         let ttls = invariants::ttls(&mut redis).await;

@@ -6,36 +6,24 @@ fn int(hash: &Hash, field: &str) -> i64 {
     hash.get(field).unwrap_or_else(|| panic!("no {field} in {hash:?}")).parse().unwrap()
 }
 
+/// The units of a product in a partition, none of them negative.
+fn units_of(all: &Redis, key: (u16, i64)) -> i64 {
+    let counters = [&all.stock, &all.held, &all.sold, &all.withheld];
+    let units = counters.map(|counters| counters.get(&key).copied().unwrap_or(0));
+    assert!(units.iter().all(|units| *units >= 0), "product {key:?}: {units:?}");
+    units.iter().sum()
+}
+
 pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     let owner = |id: i64| (id % i64::from(partitions)) as u16;
     // Orders, and what they hold and sold.
-    let (mut held, mut sold): (BTreeMap<i64, i64>, BTreeMap<i64, i64>) = Default::default();
+    let (mut held, mut sold): (Counters, Counters) = Default::default();
     let (mut units, mut won): (BTreeMap<(String, i64), i64>, BTreeMap<(String, i64), i64>) = Default::default();
     let mut open: BTreeMap<i64, i64> = BTreeMap::new();
     let (mut expiry, mut gateway) = (BTreeSet::new(), BTreeSet::new());
     let (mut coupon_held, mut coupon_used) = (BTreeMap::new(), BTreeMap::new());
-    let mut remote_states: BTreeMap<(u16, i64), &str> = BTreeMap::new();
-    for (id, order) in all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED") {
-        let mut every = lines(&order["lines"]);
-        let remote = lines(&order["far"]);
-        assert!(
-            every.iter().all(|(product, ..)| owner(*product) == owner(*id)),
-            "order {id} has a local line of another partition"
-        );
-        assert!(
-            remote.iter().all(|(product, ..)| owner(*product) != owner(*id)),
-            "order {id} has a remote line of its own partition"
-        );
-        for (product, ..) in &remote {
-            let state = match (order["status"].as_str(), order.get("reason").map(String::as_str)) {
-                ("PENDING", _) => "HELD",
-                ("PAID", _) => "SETTLED",
-                (_, Some("REFUNDED")) => "REFUNDED",
-                _ => "RELEASED",
-            };
-            remote_states.insert((owner(*product), *id), state);
-        }
-        every.extend(remote);
+    for (id, order) in &all.orders {
+        let every = lines(&order["lines"]);
         let total: i64 = every.iter().map(|(_, quantity, price)| quantity * price).sum();
         assert_eq!(int(order, "total"), total, "order {id}");
         assert_eq!(int(order, "final"), total - int(order, "discount"), "order {id}");
@@ -47,7 +35,9 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
         let coupon = order["coupon"].parse::<i64>().ok().map(|coupon| (coupon, int(order, "user")));
         match order["status"].as_str() {
             "PENDING" => {
-                every.iter().for_each(|(product, quantity, _)| *held.entry(*product).or_default() += quantity);
+                for (product, quantity, _) in &every {
+                    *held.entry((owner(*id), *product)).or_default() += quantity;
+                }
                 *open.entry(int(order, "user")).or_default() += 1;
                 if state != Some("STARTED") {
                     expiry.insert(*id);
@@ -58,7 +48,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
             }
             "PAID" => {
                 for (product, quantity, price) in &every {
-                    *sold.entry(*product).or_default() += quantity;
+                    *sold.entry((owner(*id), *product)).or_default() += quantity;
                     *units.entry((order["day"].clone(), *product)).or_default() += quantity;
                     *won.entry((order["day"].clone(), *product)).or_default() += quantity * price;
                 }
@@ -70,7 +60,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
             other => panic!("order {id} is {other}"),
         }
     }
-    let nonzero = |counters: &BTreeMap<i64, i64>| -> BTreeMap<i64, i64> {
+    let nonzero = |counters: &Counters| -> Counters {
         counters.iter().filter(|(_, n)| **n != 0).map(|(id, n)| (*id, *n)).collect()
     };
     assert_eq!(nonzero(&all.held), nonzero(&held), "held = lines of PENDING orders");
@@ -83,28 +73,43 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     assert_eq!(ranked, won, "rankings = paid order lines");
     assert_eq!(all.expiry.keys().copied().collect::<BTreeSet<_>>(), expiry, "expiry = PENDING orders");
     assert_eq!(all.gateway.keys().copied().collect::<BTreeSet<_>>(), gateway, "gateway = unfinished payments");
-    // Remote holds: the hold of an existing order has the order's state; any other is released.
-    for (key, hold) in &all.holds {
-        let state = hold["state"].as_str();
-        assert_eq!(state, remote_states.remove(key).unwrap_or("RELEASED"), "the remote hold {key:?}");
-        assert_eq!(all.due_holds.contains(key), state == "HELD", "the remote hold {key:?}");
-    }
-    remote_states.retain(|_, state| !matches!(*state, "RELEASED" | "REFUNDED"));
-    assert!(remote_states.is_empty(), "orders without their remote holds: {remote_states:?}");
-    // Products.
+    // Products, and what went from their partition to others.
     for (id, product) in &all.products {
-        let counter = |counters: &BTreeMap<i64, i64>| counters.get(id).copied().unwrap_or(0);
-        let (on_sale, held, sold) = (all.stock[id], counter(&all.held), counter(&all.sold));
-        let withheld = counter(&all.withheld);
-        assert!(on_sale >= 0 && held >= 0 && sold >= 0 && withheld >= 0, "product {id}: {on_sale} {held} {sold}");
-        let units = on_sale + held + sold + withheld;
+        let here = owner(*id);
+        assert!(all.price.contains_key(&(here, *id)), "product {id} has no price");
+        let mut units = units_of(all, (here, *id));
+        for other in (0..partitions).filter(|other| *other != here) {
+            let count = |counters: &Counters| counters.get(&(other, *id)).copied().unwrap_or(0);
+            let given = |counters: &BTreeMap<(i64, u16), i64>| counters.get(&(*id, other)).copied().unwrap_or(0);
+            let (allotted, regained, recovered) = (given(&all.allotted), given(&all.regained), given(&all.recovered));
+            let there = [count(&all.received), count(&all.returned), count(&all.surrendered)];
+            assert_eq!(there, [allotted, regained, recovered], "product {id} between partitions {here} and {other}");
+            let has = units_of(all, (other, *id));
+            assert_eq!(has, allotted - regained - recovered, "product {id}: units in partition {other}");
+            units += has;
+            if has != 0 {
+                assert_eq!(
+                    all.price[&(other, *id)],
+                    all.price[&(here, *id)],
+                    "product {id}: price in partition {other}"
+                );
+            }
+        }
         assert_eq!(int(product, "stocked"), units, "product {id}: stocked = on sale + held + sold + withheld");
-        assert!(all.price.contains_key(id), "product {id} has no price");
     }
-    assert_eq!(all.stock.len(), all.products.len());
+    for (here, id) in all.stock.keys() {
+        assert!(all.products.contains_key(id), "partition {here} has units of product {id}, which does not exist");
+    }
     // Campaigns and coupons.
     let mut records: BTreeMap<i64, BTreeMap<i64, i64>> = BTreeMap::new();
-    for ((coupon, user), record) in &all.coupons {
+    let issued = |record: &str| record.split('|').take(2).map(str::to_owned).collect::<Vec<_>>();
+    for (key, record) in &all.remote_coupons {
+        assert_eq!(record.split('|').skip(2).collect::<Vec<_>>(), ["A", "", ""], "coupon {key:?} as it was issued");
+        let granted = all.coupons.get(key).map(|record| issued(record));
+        assert!(granted.is_none_or(|granted| granted == issued(record)), "coupon {key:?} as it was granted");
+    }
+    let unused = all.remote_coupons.iter().filter(|(key, _)| !all.coupons.contains_key(key));
+    for ((coupon, user), record) in all.coupons.iter().chain(unused) {
         let parts: Vec<&str> = record.split('|').collect();
         let order = parts[3].parse::<i64>().ok();
         let clash = records.entry(*coupon).or_default().insert(parts[0].parse().unwrap(), *user);
@@ -156,7 +161,10 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
         ),
         (
             "held and sold are the lines of PENDING and PAID orders",
-            "SELECT products.id FROM products LEFT JOIN (
+            "SELECT products.id FROM (
+                 SELECT id, held + coalesce(sum_held, 0) AS held, sold + coalesce(sum_sold, 0) AS sold FROM products LEFT JOIN (
+                     SELECT product_id, sum(held) AS sum_held, sum(sold) AS sum_sold FROM partition_stock GROUP BY 1) AS s
+                     ON s.product_id = id) AS products LEFT JOIN (
                  SELECT product_id, sum(quantity) FILTER (WHERE status = 'PENDING') AS held,
                      sum(quantity) FILTER (WHERE status = 'PAID') AS sold
                  FROM order_lines JOIN orders ON orders.id = order_id GROUP BY product_id) AS l ON l.product_id = products.id
@@ -164,8 +172,10 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
         ),
         (
             "issued is the number of coupons",
-            "SELECT campaigns.id FROM campaigns LEFT JOIN (SELECT coupon_id, count(*) AS n FROM user_coupons GROUP BY 1) AS c
-                 ON c.coupon_id = campaigns.id WHERE issued <> coalesce(n, 0)",
+            "SELECT campaigns.id FROM campaigns LEFT JOIN (
+                 SELECT coupon_id, count(*) AS n FROM (
+                     SELECT coupon_id, user_id FROM user_coupons UNION SELECT coupon_id, user_id FROM remote_coupons) AS all_of_them
+                 GROUP BY 1) AS c ON c.coupon_id = campaigns.id WHERE issued <> coalesce(n, 0)",
         ),
         (
             "an order's total is its lines'",
@@ -198,7 +208,8 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
     }
 }
 
-pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
+pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partitions: u16) {
+    let partitions = i64::from(partitions);
     let rows = sqlx::query("SELECT partition, epoch, seq FROM projection_positions").fetch_all(pool).await.unwrap();
     let positions: BTreeMap<u16, (i64, i64)> =
         rows.iter().map(|row| (row.get::<i32, _>(0) as u16, (row.get(1), row.get(2)))).collect();
@@ -217,24 +228,51 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
         assert_eq!(int(user, "entries"), entries.get(id).copied().unwrap_or(0), "user {id}: entries");
     }
 
-    type ProductRow = (i64, String, String, i64, i64, i64, i64, i64, i64);
+    type ProductRow = (i64, String, String, i64, i64, i64, i64, i64, i64, i64);
     let there: Vec<ProductRow> = sqlx::query_as(
-        "SELECT id, name, category, price, on_sale, held, sold, withheld, stocked FROM products ORDER BY id",
+        "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked FROM products ORDER BY id",
     )
     .fetch_all(pool)
     .await
     .unwrap();
-    let counter = |counters: &BTreeMap<i64, i64>, id: &i64| counters.get(id).copied().unwrap_or(0);
     let here: Vec<ProductRow> = all
         .products
         .iter()
         .map(|(id, p)| {
-            let (on_sale, held, sold) = (all.stock[id], counter(&all.held, id), counter(&all.sold, id));
-            let (name, category, back) = (p["name"].clone(), p["category"].clone(), counter(&all.withheld, id));
-            (*id, name, category, all.price[id], on_sale, held, sold, back, int(p, "stocked"))
+            let key = ((*id % partitions) as u16, *id);
+            let counter = |counters: &Counters| counters.get(&key).copied().unwrap_or(0);
+            let given = |counters: &BTreeMap<(i64, u16), i64>| {
+                counters.iter().filter(|((product, _), _)| product == id).map(|(_, units)| units).sum::<i64>()
+            };
+            let allotted = given(&all.allotted) - given(&all.regained) - given(&all.recovered);
+            let (on_sale, held, sold) = (all.stock[&key], counter(&all.held), counter(&all.sold));
+            let (name, category, back) = (p["name"].clone(), p["category"].clone(), counter(&all.withheld));
+            (*id, name, category, all.price[&key], on_sale, held, sold, back, allotted, int(p, "stocked"))
         })
         .collect();
     assert_eq!(here, there, "products");
+
+    type StockRow = (i64, i32, i64, i64, i64, i64, i64, i64, i64);
+    let there: Vec<StockRow> = sqlx::query_as(
+        "SELECT product_id, partition, on_sale, held, sold, withheld, received, returned, surrendered FROM partition_stock
+         ORDER BY product_id, partition",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let mut here: Vec<StockRow> = all
+        .received
+        .keys()
+        .map(|key| {
+            let count = |counters: &Counters| counters.get(key).copied().unwrap_or(0);
+            let units = [&all.stock, &all.held, &all.sold, &all.withheld].map(count);
+            let [on_sale, held, sold, withheld] = units;
+            let [received, returned, surrendered] = [&all.received, &all.returned, &all.surrendered].map(count);
+            (key.1, key.0.into(), on_sale, held, sold, withheld, received, returned, surrendered)
+        })
+        .collect();
+    here.sort_unstable();
+    assert_eq!(here, there, "units of other partitions' products");
 
     let there: Vec<(i64, i64, i64, i64)> =
         sqlx::query_as("SELECT id, total, issued, withheld FROM campaigns ORDER BY id").fetch_all(pool).await.unwrap();
@@ -264,17 +302,27 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
         .collect();
     assert_eq!(here, there, "coupons");
 
+    let there: Vec<(i64, i64, i64)> =
+        sqlx::query_as("SELECT coupon_id, user_id, issue_no FROM remote_coupons ORDER BY coupon_id, user_id")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    let issue_no = |record: &str| record.split('|').next().unwrap().parse().unwrap();
+    let here: Vec<(i64, i64, i64)> =
+        all.remote_coupons.iter().map(|((coupon, user), record)| (*coupon, *user, issue_no(record))).collect();
+    assert_eq!(here, there, "coupons of users of other partitions");
+
     type OrderRow = (i64, i64, String, i64, i64, Option<String>);
     let there: Vec<OrderRow> =
         sqlx::query_as("SELECT id, user_id, status, total, final_price, close_reason FROM orders ORDER BY id")
             .fetch_all(pool)
             .await
             .unwrap();
-    let orders: Vec<_> = all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").collect();
-    let here: Vec<OrderRow> = orders
+    let here: Vec<OrderRow> = all
+        .orders
         .iter()
         .map(|(id, o)| {
-            (**id, int(o, "user"), o["status"].clone(), int(o, "total"), int(o, "final"), o.get("reason").cloned())
+            (*id, int(o, "user"), o["status"].clone(), int(o, "total"), int(o, "final"), o.get("reason").cloned())
         })
         .collect();
     assert_eq!(here, there, "orders");
@@ -283,11 +331,11 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool) {
             .fetch_all(pool)
             .await
             .unwrap();
-    let mut here: Vec<(i64, i64, i64, i64)> = orders
+    let mut here: Vec<(i64, i64, i64, i64)> = all
+        .orders
         .iter()
         .flat_map(|(id, o)| {
-            let every = lines(&o["lines"]).into_iter().chain(lines(&o["far"]));
-            every.map(|(product, quantity, price)| (**id, product, quantity, price))
+            lines(&o["lines"]).into_iter().map(|(product, quantity, price)| (*id, product, quantity, price))
         })
         .collect();
     here.sort_unstable();

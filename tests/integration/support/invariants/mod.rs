@@ -11,39 +11,49 @@ use sqlx::{PgPool, Row};
 
 use crate::{
     projector::projection::busy_day,
-    support::harness::{Options, TestApp, until},
+    support::harness::{Options, TestApp},
 };
 use checks::{postgres_against_itself, redis_against_itself, redis_against_postgres};
 
 type Hash = HashMap<String, String>;
 
+/// By partition and product.
+pub type Counters = BTreeMap<(u16, i64), i64>;
+
 /// Everything in Redis, by kind, from all partitions.
 #[derive(Default)]
 pub struct Redis {
     pub users: BTreeMap<i64, Hash>,
+    /// By campaign and user, as all the following of coupons.
     pub coupons: BTreeMap<(i64, i64), String>,
+    /// Those that campaigns issued to users of other partitions.
+    pub remote_coupons: BTreeMap<(i64, i64), String>,
     pub campaigns: BTreeMap<i64, Hash>,
     pub holders: BTreeMap<i64, BTreeSet<i64>>,
     pub products: BTreeMap<i64, Hash>,
-    pub price: BTreeMap<i64, i64>,
-    pub stock: BTreeMap<i64, i64>,
-    pub held: BTreeMap<i64, i64>,
-    pub sold: BTreeMap<i64, i64>,
-    pub withheld: BTreeMap<i64, i64>,
+    pub price: Counters,
+    pub stock: Counters,
+    pub held: Counters,
+    pub sold: Counters,
+    pub withheld: Counters,
+    pub received: Counters,
+    pub returned: Counters,
+    pub surrendered: Counters,
+    /// What owner partitions gave to others and took back, by product and other partition.
+    pub allotted: BTreeMap<(i64, u16), i64>,
+    pub regained: BTreeMap<(i64, u16), i64>,
+    pub recovered: BTreeMap<(i64, u16), i64>,
     pub orders: BTreeMap<i64, Hash>,
     pub expiry: BTreeMap<i64, f64>,
     pub gateway: BTreeMap<i64, f64>,
-    pub holds: BTreeMap<(u16, i64), Hash>,
-    pub due_holds: BTreeSet<(u16, i64)>,
     /// By day and product.
     pub units: BTreeMap<(String, i64), i64>,
     pub won: BTreeMap<(String, i64), i64>,
     pub seqs: BTreeMap<u16, (i64, i64)>,
     /// The ids of the newest entries of the outboxes, by partition.
     pub newest: BTreeMap<u16, String>,
-    /// Orders, and remote holds, that have a TTL.
+    /// Orders that have a TTL.
     pub expiring: BTreeSet<i64>,
-    pub expiring_holds: BTreeSet<(u16, i64)>,
 }
 
 async fn get<T: redis::FromRedisValue>(redis: &mut MultiplexedConnection, command: &str, args: &[&str]) -> T {
@@ -86,7 +96,7 @@ pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, Str
     all
 }
 
-/// The TTL of each order and each remote hold (ms), -1 for none.
+/// The TTL of each order (ms), -1 for none.
 pub async fn ttls(redis: &mut MultiplexedConnection) -> BTreeMap<String, i64> {
     let mut ttls = BTreeMap::new();
     for key in keys(redis).await {
@@ -108,17 +118,6 @@ pub async fn read(servers: &mut [MultiplexedConnection]) -> Redis {
     all
 }
 
-/// Waits until no partition holds stock for an order that is not PENDING. A service that was killed between a hold in another
-/// partition and its order leaves the hold to the sweeper.
-pub async fn until_stray_holds_end(servers: &mut [MultiplexedConnection]) {
-    until("holds of orders that were never placed are released", async || {
-        let all = read(servers).await;
-        let is_pending = |order: &i64| all.orders.get(order).is_some_and(|order| order["status"] == "PENDING");
-        all.due_holds.iter().all(|(_, order)| is_pending(order)).then_some(())
-    })
-    .await;
-}
-
 /// A hash and its TTL (ms, -1 for none), read atomically; `None` if it has expired since the listing.
 async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(Hash, i64)> {
     let mut both = redis::pipe();
@@ -127,14 +126,20 @@ async fn hash_with_ttl(redis: &mut MultiplexedConnection, key: &str) -> Option<(
     (!fields.is_empty()).then_some((fields, ttl))
 }
 
-/// Reads these keys, without orders and remote holds that have expired since the listing: PostgreSQL has those.
+/// Reads these keys, without orders that have expired since the listing: PostgreSQL has those.
 async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: BTreeSet<String>) {
     for key in listed {
         let (tag, rest) = key.split_once(':').unwrap();
         let partition: u16 = tag.trim_start_matches("{p").trim_end_matches('}').parse().unwrap();
         let parts: Vec<&str> = rest.split(':').collect();
         let id = |text: &str| text.parse::<i64>().unwrap();
-        let counters = |hash: BTreeMap<i64, i64>| hash;
+        let counters = |hash: BTreeMap<i64, i64>| hash.into_iter().map(move |(id, n)| ((partition, id), n));
+        let given = |hash: BTreeMap<String, i64>| {
+            hash.into_iter().map(|(field, units)| {
+                let (product, other) = field.split_once(':').unwrap();
+                ((product.parse::<i64>().unwrap(), other.parse::<u16>().unwrap()), units)
+            })
+        };
         match parts.as_slice() {
             // Of processes that served while PostgreSQL was away.
             ["serving"] => {}
@@ -152,6 +157,10 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
                 all.coupons.extend(coupons.map(|(coupon, record)| ((id(&coupon), id(user)), record)));
                 all.users.insert(id(user), fields);
             }
+            ["issued", user] => {
+                let issued: BTreeMap<i64, String> = get(redis, "HGETALL", &[&key]).await;
+                all.remote_coupons.extend(issued.into_iter().map(|(coupon, record)| ((coupon, id(user)), record)));
+            }
             ["coupon", coupon] => drop(all.campaigns.insert(id(coupon), get(redis, "HGETALL", &[&key]).await)),
             ["coupon", coupon, "holders"] => {
                 all.holders.insert(id(coupon), get(redis, "SMEMBERS", &[&key]).await);
@@ -162,6 +171,13 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["received"] => all.received.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["returned"] => all.returned.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["surrendered"] => all.surrendered.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["allotted"] => all.allotted.extend(given(get(redis, "HGETALL", &[&key]).await)),
+            ["regained"] => all.regained.extend(given(get(redis, "HGETALL", &[&key]).await)),
+            ["recovered"] => all.recovered.extend(given(get(redis, "HGETALL", &[&key]).await)),
+            ["freed"] | ["price_version"] => {}
             ["order", order] => {
                 let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
                 all.orders.insert(id(order), fields);
@@ -172,25 +188,15 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             }
             ["expiry"] => all.expiry.extend(scores(redis, &key).await),
             ["gateway"] => all.gateway.extend(scores(redis, &key).await),
-            ["hold", order] => {
-                let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
-                all.holds.insert((partition, id(order)), fields);
-                if ttl >= 0 {
-                    all.expiring_holds.insert((partition, id(order)));
+            ["rank", "units", day] => {
+                for (product, units) in scores(redis, &key).await {
+                    *all.units.entry((day.to_string(), product)).or_default() += units as i64;
                 }
             }
-            ["holds"] => {
-                let members: Vec<String> = get(redis, "ZRANGE", &[&key, "0", "-1"]).await;
-                all.due_holds.extend(members.iter().map(|m| (partition, id(m.split_once(':').unwrap().0))));
-            }
-            ["rank", "units", day] => {
-                let day_units = scores(redis, &key).await;
-                all.units
-                    .extend(day_units.into_iter().map(|(product, units)| ((day.to_string(), product), units as i64)));
-            }
             ["rank", "won", day] => {
-                let day_won = scores(redis, &key).await;
-                all.won.extend(day_won.into_iter().map(|(product, won)| ((day.to_string(), product), won as i64)));
+                for (product, won) in scores(redis, &key).await {
+                    *all.won.entry((day.to_string(), product)).or_default() += won as i64;
+                }
             }
             ["ids"] | ["instances"] | ["coupons"] | ["catalogue"] | ["catalogue", _] | ["idem", _] | ["claim", _] => {}
             _ => panic!("an unknown key {key}"),
@@ -235,12 +241,12 @@ async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, de
     if dead_letters == 0 {
         closed_orders_expire(&all);
     }
-    restore_archived(&mut all, pool, partitions).await;
+    restore_archived(&mut all, pool).await;
     redis_against_itself(&all, partitions);
     let found: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(pool).await.unwrap();
     assert_eq!(found, dead_letters, "dead letters");
     postgres_against_itself(pool).await;
-    redis_against_postgres(&all, pool).await;
+    redis_against_postgres(&all, pool, partitions).await;
 }
 
 fn is_open(order: &Hash) -> bool {
@@ -253,21 +259,12 @@ fn closed_orders_expire(all: &Redis) {
         let over = order["status"] != "PENDING" && !is_open(order);
         assert_eq!(all.expiring.contains(id), over, "the TTL of order {id}: {order:?}");
     }
-    for (key, hold) in &all.holds {
-        assert_eq!(
-            all.expiring_holds.contains(key),
-            hold["state"] != "HELD",
-            "the TTL of the remote hold {key:?}: {hold:?}"
-        );
-    }
 }
 
-/// Adds the orders and the remote holds that only PostgreSQL has, since the invariants count all of them. Only closed ones may
+/// Adds the orders that only PostgreSQL has, since the invariants count all of them. Only closed ones may
 /// be missing from Redis.
-async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
-    let owner = |id: i64| id % i64::from(partitions);
-    let known: Vec<i64> =
-        all.orders.iter().filter(|(_, order)| order["status"] != "ABANDONED").map(|(id, _)| *id).collect();
+async fn restore_archived(all: &mut Redis, pool: &PgPool) {
+    let known: Vec<i64> = all.orders.keys().copied().collect();
     let rows = sqlx::query(
         "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, coalesce(o.coupon_id::text, ''),
              to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE 'Asia/Seoul')::date), 'YYYYMMDD'), o.close_reason,
@@ -289,10 +286,8 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
         .fetch_all(pool)
         .await
         .unwrap();
-        let packed = |own: bool| {
-            let mine = of.iter().filter(|(product, ..)| (owner(*product) == owner(id)) == own);
-            mine.map(|(product, quantity, price)| format!("{product}:{quantity}:{price}")).collect::<Vec<_>>().join(",")
-        };
+        let packed = of.iter().map(|(product, quantity, price)| format!("{product}:{quantity}:{price}"));
+        let packed = packed.collect::<Vec<_>>().join(",");
         let mut order: Hash = [
             ("user", row.get::<i64, _>(1).to_string()),
             ("status", status.clone()),
@@ -300,8 +295,7 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
             ("discount", row.get::<i64, _>(4).to_string()),
             ("final", row.get::<i64, _>(5).to_string()),
             ("coupon", row.get(6)),
-            ("lines", packed(true)),
-            ("far", packed(false)),
+            ("lines", packed),
         ]
         .map(|(field, value)| (field.to_owned(), value))
         .into();
@@ -313,16 +307,6 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool, partitions: u16) {
             order.insert("closed_at".to_owned(), "in PostgreSQL".to_owned());
         }
         all.orders.insert(id, order);
-    }
-    let sold: Vec<(i32, i64, i64, String)> =
-        sqlx::query_as("SELECT partition, order_id, user_id, lines FROM stock_holds WHERE state = 'SETTLED'")
-            .fetch_all(pool)
-            .await
-            .unwrap();
-    for (partition, order, user, lines) in sold {
-        let hold = [("state", "SETTLED".to_owned()), ("lines", lines), ("user", user.to_string())];
-        let hold = || hold.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
-        all.holds.entry((partition as u16, order)).or_insert_with(hold);
     }
 }
 
