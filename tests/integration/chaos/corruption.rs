@@ -35,7 +35,7 @@ async fn flipped_byte_of_disk_refused_or_named_by_audit() {
     for _ in 0..number("CHAOS_FLIPS", 25) {
         fs::remove_dir_all(&data).unwrap();
         copy_dir(saved.path(), &data);
-        let (place, bit) = flip(&data, &mut random);
+        let flipped = flip(&data, &mut random);
         if shop.redis.restart().await.is_err() {
             refused += 1;
             let _ended = shop.redis.kill().await;
@@ -55,7 +55,7 @@ async fn flipped_byte_of_disk_refused_or_named_by_audit() {
                     let is_ours = (0..shop.options.partitions).any(|here| key.starts_with(&format!("{{p{here}}}:")));
                     !is_ours || UNAUDITED.iter().any(|name| key.contains(&format!("}}:{name}")))
                 };
-                assert!(changed.iter().all(unaudited), "bit {bit} of byte {place}: the audit missed {changed:?}");
+                assert!(changed.iter().all(unaudited), "{flipped}: the audit missed {changed:?}");
                 ignored += 1;
             }
         }
@@ -76,12 +76,13 @@ async fn digests(shop: &Shop) -> BTreeMap<Vec<u8>, String> {
     keys.into_iter().zip(values).collect()
 }
 
-/// Flips a bit of the commands in the append-only file. Returns its place.
-fn flip(data: &std::path::Path, random: &mut Random) -> (usize, i64) {
+/// Flips a bit of the commands in the append-only file. Returns its place, and what stands there now.
+fn flip(data: &std::path::Path, random: &mut Random) -> String {
     let file = append_only_log(data);
     let mut bytes = fs::read(&file).unwrap();
     let (place, bit) = (random.within(0, bytes.len() as i64 - 1) as usize, random.within(0, 7));
     bytes[place] ^= 1 << bit;
-    fs::write(&file, bytes).unwrap();
-    (place, bit)
+    fs::write(&file, &bytes).unwrap();
+    let around = &bytes[place.saturating_sub(80)..(place + 40).min(bytes.len())];
+    format!("bit {bit} of byte {place}, in {:?}", String::from_utf8_lossy(around))
 }
