@@ -3,17 +3,14 @@
 //! Requires a session and ends with it. One reader serves all watchers, and runs only while there are some. A watcher gets the latest
 //! snapshot once it has taken the one before: a slow watcher skips snapshots, and none are queued.
 
-use std::{convert::Infallible, future::ready, sync::Arc, time::Duration};
+use std::{future::ready, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Bytes,
     extract::State,
-    http::{
-        HeaderMap, HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE, COOKIE},
-    },
-    response::{IntoResponse, Response},
+    http::{HeaderMap, header::COOKIE},
+    response::Response,
     routing::get,
 };
 use futures_util::{Stream, StreamExt, stream};
@@ -26,7 +23,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Dashboard, reader::Reader};
-use crate::http::error::{ApiError, Code};
+use crate::http::{
+    error::{ApiError, Code},
+    event_stream::{event, event_stream},
+};
 
 /// The interval between snapshots.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ impl Feed {
                 return;
             }
             match reader.read(watchers).await {
-                Ok(snapshot) => drop(self.latest.send_replace(Some(event(&snapshot)))),
+                Ok(snapshot) => drop(self.latest.send_replace(Some(event("snapshot", &snapshot)))),
                 Err(error) => tracing::error!(%error, "a snapshot of the dashboard can't be written"),
             }
         }
@@ -125,11 +125,6 @@ impl Watcher {
     }
 }
 
-/// A `snapshot` event. The JSON is one line.
-fn event(json: &[u8]) -> Bytes {
-    [b"event: snapshot\ndata: ", json, b"\n\n"].concat().into()
-}
-
 /// The route.
 pub fn router() -> Router<Dashboard> {
     Router::new().route("/ops/feed", get(feed))
@@ -151,13 +146,7 @@ async fn feed(State(dashboard): State<Dashboard>, headers: HeaderMap) -> Result<
     let events = events.take_while(move |_| ready(sessions.session(&cookies).is_some()));
     // Ends with the process: a feed must not delay a shutdown.
     let events = events.take_until(dashboard.stopping.clone().cancelled_owned());
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // A proxy that buffers would buffer the whole stream.
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
+    Ok(event_stream(events))
 }
 
 #[cfg(test)]
@@ -172,14 +161,14 @@ mod tests {
         let permit = feed.permits.clone().try_acquire_owned().unwrap();
         let mut snapshots = Box::pin(Watcher { latest: feed.latest.subscribe(), _permit: permit }.snapshots());
         for n in 0..5 {
-            feed.latest.send_replace(Some(event(format!("{{\"n\":{n}}}").as_bytes())));
+            feed.latest.send_replace(Some(event("snapshot", format!("{{\"n\":{n}}}").as_bytes())));
         }
         assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {\"n\":4}\n\n");
         assert!(snapshots.next().now_or_never().is_none());
         // Between two readers there is no snapshot.
         feed.latest.send_replace(None);
         assert!(snapshots.next().now_or_never().is_none());
-        feed.latest.send_replace(Some(event(b"{}")));
+        feed.latest.send_replace(Some(event("snapshot", b"{}")));
         assert_eq!(snapshots.next().await.unwrap(), "event: snapshot\ndata: {}\n\n");
         drop(snapshots);
         assert_eq!((feed.permits.available_permits(), feed.latest.receiver_count()), (MAX_WATCHERS, 0));

@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod auth;
 pub mod error;
+pub mod event_stream;
 pub mod extract;
 mod headers;
 pub mod limits;

@@ -1,17 +1,8 @@
 //! The audit of the invariants, and its progress.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use axum::{
-    Json,
-    body::Body,
-    extract::State,
-    http::{
-        HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
-    },
-    response::{IntoResponse, Response},
-};
+use axum::{Json, body::Bytes, extract::State, response::Response};
 use chrono_tz::Tz;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -23,7 +14,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::AdminState;
 use crate::{
     audit::{AuditProgress, AuditReport, Check, Finished, PartitionPositions, RunningAudit},
-    http::{error::ApiError, openapi::errors::documented_errors, reply::Found},
+    http::{
+        error::ApiError,
+        event_stream::{event, event_stream},
+        openapi::errors::documented_errors,
+        reply::Found,
+    },
     model::Error,
 };
 
@@ -201,30 +197,19 @@ async fn events(State(AdminState { app, auditor, stopping, .. }): State<AdminSta
     });
     // Ends with the process: a stream must not delay a shutdown.
     let events = events.take_until(stopping.cancelled_owned());
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // A proxy that buffers would buffer the whole stream.
-        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
-    ];
-    Ok((headers, Body::from_stream(events.map(Ok::<_, Infallible>))).into_response())
+    Ok(event_stream(events))
 }
 
-fn progress_event(running: &RunningAudit, zone: Tz) -> String {
-    event("progress", &json!(AuditProgressResponse::new(Some(running.progress()), zone)))
+fn progress_event(running: &RunningAudit, zone: Tz) -> Bytes {
+    event("progress", json!(AuditProgressResponse::new(Some(running.progress()), zone)).to_string().as_bytes())
 }
 
-fn last_event(finished: Result<Arc<Finished>, Error>, zone: Tz) -> String {
+fn last_event(finished: Result<Arc<Finished>, Error>, zone: Tz) -> Bytes {
     match finished {
-        Ok(finished) => event("report", &json!(AuditResponse::new(&finished.report, zone))),
+        Ok(finished) => event("report", json!(AuditResponse::new(&finished.report, zone)).to_string().as_bytes()),
         Err(error) => {
             let code = ApiError::from(error).code();
-            event("failed", &json!({ "errorCode": code.as_str(), "message": code.message() }))
+            event("failed", json!({ "errorCode": code.as_str(), "message": code.message() }).to_string().as_bytes())
         }
     }
-}
-
-/// The JSON is one line.
-fn event(name: &str, data: &serde_json::Value) -> String {
-    format!("event: {name}\ndata: {data}\n\n")
 }
