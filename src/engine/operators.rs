@@ -121,7 +121,7 @@ impl Engine {
         if self.store.partitions() > 1 && matches!(updated, Err(Error::InsufficientStock)) {
             self.check_units(call, id, -patch.stock_delta.unwrap_or_default()).await?;
             // Units that other partitions have on sale may be removed, too.
-            let others = self.store.all().filter(|here| *here != owner);
+            let others = self.store.all_but(owner);
             try_join_all(others.map(|here| self.take_back(call, here, id, ReturnedUnits::OnSale))).await?;
             elsewhere = self.store.on_sale_elsewhere(owner, &[id]).await?.first().copied().unwrap_or_default();
             updated = self.store.product_update(call, id, &product.category, patch, elsewhere).await;
@@ -129,7 +129,7 @@ impl Engine {
         let Some(updated) = updated? else { return Ok(None) };
         let (Product { price, .. }, version) = &updated.value;
         if self.store.partitions() > 1 && patch.price.is_some() {
-            self.spread_price(id, NumberedPrice { price: *price, version: *version }).await?;
+            self.store.price_spread(id, NumberedPrice { price: *price, version: *version }).await?;
         }
         Ok(Some(updated.map(|(product, _)| product)))
     }
@@ -213,14 +213,7 @@ impl Engine {
         let work = async {
             let _operation = self.store.begin_operation();
             // The owner partition releases what the others withhold, too.
-            let others = self.store.all().filter(|here| *here != owner);
-            let back = others.map(async |here| {
-                if self.store.partition_stock(here, product).await?.withheld > 0 {
-                    self.take_back(call, here, product, ReturnedUnits::Withheld).await?;
-                }
-                Ok::<_, Error>(())
-            });
-            try_join_all(back).await?;
+            self.take_all_back(call, product, ReturnedUnits::Withheld).await?;
             self.store.stock_release(call, product, units).await
         };
         self.with_claimed_key(call, owner, work).await

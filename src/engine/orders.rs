@@ -120,8 +120,7 @@ impl Engine {
         let (order, user) = (record.order.order_id, record.order.user_id);
         let close = CloseOrder { order_id: order, user_id: user, closing };
         let Some(closed) = self.store.order_close(call, &close).await? else { return Ok(None) };
-        let refunded = closed.value.reason == CloseReason::Refunded;
-        if refunded {
+        if closed.value.reason == CloseReason::Refunded {
             self.popular.sold();
         }
         Ok(Some(closed))

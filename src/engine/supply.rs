@@ -21,7 +21,7 @@ use futures_util::future::try_join_all;
 
 use super::*;
 use crate::{
-    model::{DiscountType, MAX_SAFE_INTEGER, Partition},
+    model::{MAX_SAFE_INTEGER, Partition},
     redis::commands::{
         Allotment, CouponTerms, Given, GivenUnits, NumberedPrice, PartitionStock, PlaceOrder, Placement, ReturnedUnits,
     },
@@ -145,18 +145,12 @@ impl Engine {
         if total > i128::from(MAX_SAFE_INTEGER) {
             return Err(Error::InvalidOrder);
         }
+        let total = total as Won;
         let discount = match order.coupon {
-            Some((_, Some(CouponTerms { discount, .. }))) => match discount.kind {
-                DiscountType::Percentage => total * i128::from(discount.amount) / 100,
-                DiscountType::Fixed => total.min(discount.amount.into()),
-            },
+            Some((_, Some(CouponTerms { discount, .. }))) => discount.of(total),
             _ => 0,
         };
-        if order.must_afford && i128::from(balance) < total - discount {
-            Err(Error::InsufficientBalance)
-        } else {
-            Ok(())
-        }
+        if order.must_afford && balance < total - discount { Err(Error::InsufficientBalance) } else { Ok(()) }
     }
 
     /// Counts the units of a product on sale in all partitions. Concurrent requests share a count that began after each of them.
@@ -204,7 +198,7 @@ impl Engine {
     /// counts are of the moment of the one in the middle.
     async fn count(&self, call: &Call, product: ProductId, needed: i64) -> Result<Counted, Error> {
         let owner = self.store.owner(product.get());
-        let others: Vec<Partition> = self.store.all().filter(|other| *other != owner).collect();
+        let others: Vec<Partition> = self.store.all_but(owner).collect();
         match self.store.given(product, &others).await? {
             None => return Ok(Counted::NoProduct),
             Some(given) if given.on_sale >= needed => return Ok(Counted::Enough(Some(given.price.price))),
@@ -275,11 +269,7 @@ impl Engine {
         if here != owner && self.allot(call, here, product, needed).await? {
             return Ok(true);
         }
-        let others: Vec<Partition> = self.store.all().filter(|other| *other != owner).collect();
-        let stock = self.stock_of_all(&others, product).await?;
-        let sellers = others.into_iter().zip(stock).filter(|(_, stock)| stock.on_sale > 0);
-        let returns = sellers.map(|(other, _)| self.take_back(call, other, product, ReturnedUnits::OnSale));
-        try_join_all(returns).await?;
+        self.take_all_back(call, product, ReturnedUnits::OnSale).await?;
         if here == owner { Ok(true) } else { self.allot(call, here, product, needed).await }
     }
 
@@ -297,6 +287,23 @@ impl Engine {
         try_join_all(others.iter().map(|other| self.store.partition_stock(*other, product))).await
     }
 
+    /// Takes back everything on that shelf of all other partitions.
+    pub(super) async fn take_all_back(
+        &self,
+        call: &Call,
+        product: ProductId,
+        shelf: ReturnedUnits,
+    ) -> Result<(), Error> {
+        let others: Vec<Partition> = self.store.all_but(self.store.owner(product.get())).collect();
+        let stock = self.stock_of_all(&others, product).await?;
+        let has_any = |stock: &PartitionStock| match shelf {
+            ReturnedUnits::OnSale => stock.on_sale > 0,
+            ReturnedUnits::Withheld => stock.withheld > 0,
+        };
+        let givers = others.into_iter().zip(stock).filter(|(_, stock)| has_any(stock));
+        try_join_all(givers.map(|(other, _)| self.take_back(call, other, product, shelf))).await.map(drop)
+    }
+
     /// Takes back everything on a shelf of a partition.
     pub(super) async fn take_back(
         &self,
@@ -308,13 +315,6 @@ impl Engine {
         let total = self.store.stock_return(call, from, product, shelf).await?;
         metrics::STOCK_TRANSFERS.with_label_values(&["returned"]).inc();
         self.store.stock_regain(call, product, from, total, shelf).await
-    }
-
-    /// Brings a changed price to the other partitions. The relay does so, too.
-    pub(super) async fn spread_price(&self, product: ProductId, price: NumberedPrice) -> Result<(), Error> {
-        let owner = self.store.owner(product.get());
-        let others = self.store.all().filter(|here| *here != owner);
-        try_join_all(others.map(|here| self.store.price_set(here, product, price))).await.map(drop)
     }
 }
 

@@ -3,8 +3,6 @@
 //! The request that decided has usually taken these steps itself; they are idempotent, so the relay then changes
 //! nothing. With one partition there is nothing to relay.
 
-use futures_util::future::try_join_all;
-
 use crate::{
     model::{
         Call, Error, Partition,
@@ -39,8 +37,7 @@ pub async fn relay(store: &Store, here: Partition, events: &[&Event]) -> Result<
             }
             Body::ProductUpdated { product, price, version, .. } if *version > 0 => {
                 let price = NumberedPrice { price: *price, version: *version };
-                let others = store.all().filter(|other| *other != here);
-                try_join_all(others.map(|other| store.price_set(other, *product, price))).await.map(drop)
+                store.price_spread(*product, price).await
             }
             _ => Ok(()),
         };

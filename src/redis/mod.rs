@@ -229,6 +229,11 @@ impl Store {
         (0..self.partitions).map(Partition)
     }
 
+    /// Every partition but this one.
+    pub fn all_but(&self, here: Partition) -> impl Iterator<Item = Partition> + use<> {
+        self.all().filter(move |other| *other != here)
+    }
+
     /// The owner partition of an id.
     pub fn owner(&self, id: i64) -> Partition {
         Partition((id % i64::from(self.partitions)) as u16)

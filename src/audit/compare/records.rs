@@ -90,7 +90,7 @@ impl Audit {
             return Ok(());
         }
         let digests: Vec<String> = claims.keys().cloned().collect();
-        let others: Vec<i32> = self.store.all().filter(|other| *other != here).map(|other| other.0.into()).collect();
+        let others: Vec<i32> = self.store.all_but(here).map(|other| other.0.into()).collect();
         let until = self.clock.now().0 + CLOCK_TOLERANCE_MS;
         let mut snapshot = Snapshot::begin(&self.db).await?;
         let decided = snapshot.fingerprints_of(&others, &digests, until).await?;

@@ -4,6 +4,8 @@
 //! A transfer has two steps, one in each partition. Both count the units that ever took this way, so that a repeat of a step changes
 //! nothing, and whoever finds the two counts different takes the second step: the request, the relay, a rebuild.
 
+use futures_util::future::try_join_all;
+
 use crate::{
     model::{Call, Error, Partition, ProductId, Won},
     redis::{
@@ -204,6 +206,15 @@ impl Store {
             ReplyCode::PriceSet | ReplyCode::Unchanged => Ok(()),
             _ => Err(reply.unexpected()),
         }
+    }
+
+    /// Brings a changed price of a product to all partitions but its owner's.
+    ///
+    /// # Errors
+    /// As [`Store::price_set`]. A repeat is safe.
+    pub async fn price_spread(&self, product: ProductId, price: NumberedPrice) -> Result<(), Error> {
+        let others = self.all_but(self.owner(product.get()));
+        try_join_all(others.map(|here| self.price_set(here, product, price))).await.map(drop)
     }
 
     /// The price of a product, in its owner partition.

@@ -42,7 +42,7 @@ impl Store {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let elsewhere = self.all().filter(|other| *other != here).map(|other| self.units_of(other, ids));
+        let elsewhere = self.all_but(here).map(|other| self.units_of(other, ids));
         let (mut shelves, elsewhere) = tokio::try_join!(self.own_shelves(here, ids), try_join_all(elsewhere))?;
         for units in elsewhere {
             for (shelf, [on_sale, held, sold, withheld]) in shelves.iter_mut().zip(units) {
