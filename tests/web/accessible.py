@@ -1,5 +1,6 @@
 """Accessibility checks of a page: names, labels, headings, contrast, widths."""
 
+from browser import whole
 from selenium.webdriver.common.by import By
 
 CONTROLS = "button, a[href], input:not([type=hidden]), select, summary, [role=tab], [tabindex='0']"
@@ -7,13 +8,17 @@ CONTROLS = "button, a[href], input:not([type=hidden]), select, summary, [role=ta
 
 def nameless(driver):
     """Controls without an accessible name, as the browser computes it; of the open dialog, if any, since the rest is inert."""
-    dialogs = driver.find_elements(By.CSS_SELECTOR, "dialog[open]")
-    within = dialogs[-1] if dialogs else driver
-    return [
-        control.get_attribute("outerHTML")[:120]
-        for control in within.find_elements(By.CSS_SELECTOR, CONTROLS)
-        if control.is_displayed() and not control.accessible_name.strip()
-    ]
+
+    def look():
+        dialogs = driver.find_elements(By.CSS_SELECTOR, "dialog[open]")
+        within = dialogs[-1] if dialogs else driver
+        return [
+            control.get_attribute("outerHTML")[:120]
+            for control in within.find_elements(By.CSS_SELECTOR, CONTROLS)
+            if control.is_displayed() and not control.accessible_name.strip()
+        ]
+
+    return whole(driver, look)
 
 
 STRUCTURE = """

@@ -36,6 +36,12 @@ def open_browser(profile):
     return driver
 
 
+def whole(driver, look):
+    """The value of `look()`, read again whenever the page replaces an element while it is read."""
+    wait = WebDriverWait(driver, TIMEOUT_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
+    return wait.until(lambda _: (look(),), "the page keeps replacing what is read")[0]
+
+
 class Page:
     """The dashboard in the browser."""
 
@@ -61,6 +67,10 @@ class Page:
             self.until(same, "")
         except Exception as timeout:
             raise AssertionError(f"expected {expected!r}, last seen {seen[0]!r}") from timeout
+
+    def each(self, selector, look):
+        """`look(element)` of every element of `selector`, all of one rendering."""
+        return whole(self.driver, lambda: [look(element) for element in self.all(selector)])
 
     def find(self, selector):
         return self.driver.find_element(By.CSS_SELECTOR, selector)

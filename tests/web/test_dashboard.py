@@ -367,9 +367,9 @@ class Actions(Dashboard):
             return "ON-RECORD" in page.text(".operator-log")
 
         page.until(recorded, "the action is listed")
-        row = next(row for row in page.all(".operator-log tbody tr") if "ON-RECORD" in row.text)
-        self.assertIn("admin", row.text)
-        self.assertIn("201", row.text)
+        row = next(text for text in page.each(".operator-log tbody tr", lambda row: row.text) if "ON-RECORD" in text)
+        self.assertIn("admin", row)
+        self.assertIn("201", row)
         self.assertNotIn(shop.token, page.text(".operator-log"))
         page.find("#operator-log-operator").send_keys("nobody", Keys.ENTER)
         page.until_equal("The log has no entry.", lambda: page.text("dialog[open] .nothing"))
@@ -491,7 +491,7 @@ class Recoveries(Dashboard):
                          "decisions from 121 on may be missing", "it would discard 2 decisions", "attempt 3",
                          "24% · 1,200,000 of 5,000,000 rows written back · about 38 s left"):
             self.assertIn(expected, text)
-        newest_first = [row.get_attribute("data-recovery")[-1] for row in page.all(f"{table} tr")]
+        newest_first = page.each(f"{table} tr", lambda row: row.get_attribute("data-recovery")[-1])
         self.assertEqual(newest_first, ["5", "4", "3", "2", "1"])
         for language, theme in (("en", "light"), ("ko", "dark")):
             page.choose(language=language, theme=theme)
@@ -509,7 +509,7 @@ class Recoveries(Dashboard):
             page.close_dialogs()
         page.until(lambda: "유실 가능" in page.text(table), "the rows speak Korean")
         self.assertIn("24% · 5,000,000개 중 1,200,000개 되돌려 씀 · 약 38초 남음", page.text(table))
-        self.assertEqual([bar.is_displayed() for bar in page.all(f"{table} [data-part=bar]")], [True, False, False, False, False])
+        self.assertEqual(page.each(f"{table} [data-part=bar]", lambda bar: bar.is_displayed()), [True, False, False, False, False])
 
 
 class Reading(Dashboard):
@@ -615,7 +615,8 @@ class Reading(Dashboard):
         page.size(WALL)
         page.click("#wall")
         page.until(lambda: "wall" in page.find("html").get_attribute("class").split(), "it is on")
-        self.assertEqual([button.get_attribute("outerHTML")[:80] for button in page.all("main button, header button") if button.is_displayed()], [])
+        displayed = page.each("main button, header button", lambda button: button.is_displayed() and button.get_attribute("outerHTML")[:80])
+        self.assertEqual([button for button in displayed if button], [])
         size = driver.execute_script("return [document.documentElement.scrollHeight, innerHeight, document.documentElement.scrollWidth, innerWidth]")
         self.assertLessEqual(size[0], size[1])
         self.assertLessEqual(size[2], size[3])
