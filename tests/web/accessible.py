@@ -9,7 +9,7 @@ CONTROLS = "button, a[href], input:not([type=hidden]), select, summary, [role=ta
 def nameless(driver):
     """Controls without an accessible name, as the browser computes it; of the open dialog, if any, since the rest is inert."""
 
-    def look():
+    def find():
         dialogs = driver.find_elements(By.CSS_SELECTOR, "dialog[open]")
         within = dialogs[-1] if dialogs else driver
         return [
@@ -18,7 +18,7 @@ def nameless(driver):
             if control.is_displayed() and not control.accessible_name.strip()
         ]
 
-    return whole(driver, look)
+    return whole(driver, find)
 
 
 STRUCTURE = """
