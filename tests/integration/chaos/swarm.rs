@@ -49,7 +49,7 @@ impl Draw {
         let modes = [RecoveryMode::Automatic, RecoveryMode::Automatic, RecoveryMode::Lossless, RecoveryMode::Manual];
         let load = *random.pick(&[3, 6, 12]);
         let mut options = Options {
-            partitions: *random.pick(&[1, 3, 8]),
+            partitions: *random.pick(&[1, 3, 8, 16]),
             services: *random.pick(&[1, 2, 2, 3]),
             hold_seconds: *random.pick(&[1, 2, 3, 5]),
             outbox_keep_seconds: *random.pick(&[0, 5, 60, 60]),

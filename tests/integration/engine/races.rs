@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use firstcome::model::MAX_PARTITIONS;
 use futures_util::{StreamExt, future::join_all, stream};
 use serde_json::{Value, json};
 
@@ -13,12 +14,15 @@ async fn concurrently<F: Future<Output = Reply>>(requests: impl IntoIterator<Ite
     stream::iter(requests).buffer_unordered(256).collect().await
 }
 
+/// Numbers of partitions: fewer than the users and products of a test, and more than its products.
+const MANY: [u16; 2] = [3, 16];
+
 fn count(replies: &[Reply], status: u16) -> usize {
     replies.iter().filter(|reply| reply.status == status).count()
 }
 
-async fn order_more_than_the_stock(partitions: u16) {
-    let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+async fn order_more_than_the_stock(options: Options) {
+    let test = TestApp::with(options).await;
     let users = test.users(200, 10_000).await;
     let product = test.product(1_000, 30).await;
     let replies = concurrently(users.iter().map(|user| test.order(*user, product, 1))).await;
@@ -42,12 +46,20 @@ async fn order_more_than_the_stock(partitions: u16) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_orders_sell_exactly_the_stock() {
-    order_more_than_the_stock(1).await;
+    order_more_than_the_stock(Options::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_orders_sell_exactly_the_stock_across_partitions() {
-    order_more_than_the_stock(3).await;
+    for partitions in MANY {
+        order_more_than_the_stock(Options { partitions, ..Options::default() }).await;
+    }
+}
+
+/// More partitions than units, so that each transfer moves one, and a transaction of the projector for each event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_orders_sell_exactly_the_stock_at_extreme_settings() {
+    order_more_than_the_stock(Options { partitions: MAX_PARTITIONS, batch: 1, ..Options::default() }).await;
 }
 
 async fn issue_more_than_the_coupons(partitions: u16) {
@@ -75,7 +87,9 @@ async fn concurrent_issues_give_exactly_the_coupons() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_issues_give_exactly_the_coupons_across_partitions() {
-    issue_more_than_the_coupons(3).await;
+    for partitions in MANY {
+        issue_more_than_the_coupons(partitions).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -161,7 +175,9 @@ async fn order_ends_once_when_closings_race() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn order_ends_once_when_closings_race_across_partitions() {
-    pay_against_cancel_against_expiry(3).await;
+    for partitions in MANY {
+        pay_against_cancel_against_expiry(partitions).await;
+    }
 }
 
 /// All operations concurrently, with the projector and the sweeper: no reply is a 500, and the invariants hold.
@@ -239,5 +255,7 @@ async fn mixed_load_keeps_invariants() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn mixed_load_keeps_invariants_across_partitions() {
-    mixed_load(4).await;
+    for partitions in MANY {
+        mixed_load(partitions).await;
+    }
 }

@@ -97,7 +97,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
         5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),
         3 => prop_oneof![1..1_000i64, Just(600_000), 1..90_000_000i64].prop_map(|ms| Op::Advance { ms }),
-        3 => (0..3u16).prop_map(|partition| Op::Evict { partition }),
+        3 => (0..16u16).prop_map(|partition| Op::Evict { partition }),
         3 => (0..60usize).prop_map(|op| Op::Repeat { op }),
     ]
 }

@@ -326,4 +326,5 @@ fn random_operations_match_model() {
 #[test]
 fn random_operations_match_model_across_partitions() {
     compare_with_model(3, 24);
+    compare_with_model(16, 8);
 }
