@@ -101,8 +101,10 @@ pub async fn lose_master(shop: &mut Shop, chronicle: &mut Chronicle) {
     chronicle.kills.push(ended);
 }
 
-/// Waits until the Sentinels have promoted the replica; then the old master comes back, and they make it a replica.
-pub async fn await_switch(shop: &mut Shop) {
+/// Waits until the Sentinels have promoted the replica; then the old master comes back, and they make it a replica. Where disks or
+/// processors stand still for a second, they take the promoted one for dead, and switch back: what it decided is lost.
+pub async fn await_switch(shop: &mut Shop, chronicle: &mut Chronicle) {
+    let killed = now();
     let replica = shop.replica.take().unwrap();
     // A promotion that takes too long is undone, in favour of an old master that has come back too early.
     for sentinel in &shop.sentinels {
@@ -110,15 +112,30 @@ pub async fn await_switch(shop: &mut Shop) {
     }
     let mut old = std::mem::replace(&mut shop.redis, replica);
     old.restart().await.unwrap();
-    until("the old master replicates", async || {
-        // A Sentinel closes the connections of a server that it gives another role.
-        let mut ask = redis::cmd("INFO");
-        let mut link = harness::raw_redis(&old.url()).await;
-        let info: String = ask.arg("replication").query_async(&mut link).await.ok()?;
-        info.contains("master_link_status:up").then_some(())
+    let undone = until("one of two servers replicates the other", async || {
+        if replicates(&old).await {
+            return Some(false);
+        }
+        replicates(&shop.redis).await.then_some(true)
     })
     .await;
+    if undone {
+        println!("  the Sentinels switch back");
+        std::mem::swap(&mut shop.redis, &mut old);
+        chronicle.lags.push((killed, now()));
+    }
     shop.replica = Some(old);
+}
+
+/// Whether a server is the replica of one that it reaches.
+async fn replicates(server: &RedisServer) -> bool {
+    let client = redis::Client::open(server.url()).unwrap();
+    let ask = async || -> redis::RedisResult<String> {
+        let mut link = client.get_multiplexed_async_connection().await?;
+        redis::cmd("INFO").arg("replication").query_async(&mut link).await
+    };
+    // An error is no reply: a Sentinel closes the connections of a server that it gives another role.
+    ask().await.is_ok_and(|info| info.contains("master_link_status:up"))
 }
 
 /// The standby gets nothing more.

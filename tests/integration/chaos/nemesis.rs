@@ -253,7 +253,7 @@ async fn repair(shop: &mut Shop, injected: Injected, chronicle: &mut Chronicle, 
                 machines::interrupt_recovery(shop, chronicle, random).await;
             }
         }
-        SentinelSwitch => machines::await_switch(shop).await,
+        SentinelSwitch => machines::await_switch(shop, chronicle).await,
         PostgresFailover => machines::fail_over_postgres(shop, chronicle).await,
         PowerLoss => {
             let kept = |flushed: u64, length: u64| random.within(flushed as i64, length as i64) as u64;
