@@ -107,15 +107,14 @@ impl Projector {
         }
         let began = Instant::now();
         let transaction = self.db.begin().await?;
-        // If this process disappears, the server must not keep the position locked.
-        let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.timeout.as_millis());
-        transaction.execute_unprepared(&limit).await?;
-        // The position comes first, because its update locks the row: a second projector waits here, and is superseded.
+        // The position comes first, because its update locks the row: a second projector waits here, and is superseded. If this
+        // process disappears, the server must not keep it locked.
         let moved = transaction
             .execute_raw(Statement::from_sql_and_values(
                 DbBackend::Postgres,
                 "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
-                 WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7",
+                 WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7
+                     AND set_config('idle_in_transaction_session_timeout', $8, true) IS NOT NULL",
                 [
                     to.position.epoch.into(),
                     to.position.seq.into(),
@@ -124,6 +123,7 @@ impl Projector {
                     from.stream_id.as_str().into(),
                     from.position.epoch.into(),
                     from.position.seq.into(),
+                    self.timeout.as_millis().to_string().into(),
                 ],
             ))
             .await?;

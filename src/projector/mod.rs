@@ -16,6 +16,7 @@ mod commit;
 pub mod dead_letters;
 mod drain;
 pub mod evict;
+mod expired_records;
 mod outbox_retention;
 pub mod relay;
 
@@ -55,12 +56,10 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// The first and the longest pause after a failure.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// The longest pause after a transaction that was not full, unless the linger is longer.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// How many times the configured timeout a transaction may take at most, after earlier timeouts.
 const MAX_TIMEOUT_FACTOR: u32 = 64;
-/// How often expired idempotency records are removed, and how many at a time.
-const RECORD_CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
-const RECORD_CLEANUP_BATCH: i64 = 20_000;
-
 /// Projects outboxes to PostgreSQL.
 #[derive(Clone)]
 pub struct Projector {
@@ -71,7 +70,7 @@ pub struct Projector {
     batch: usize,
     /// The average number of events per entry in the last read.
     per_entry: Arc<AtomicUsize>,
-    /// The pause after a transaction that was not full.
+    /// The shortest pause after a transaction that was not full.
     linger: Duration,
     /// How long a transaction may take before its connection counts as dead. Doubles after each timeout.
     timeout: Duration,
@@ -104,6 +103,8 @@ struct Step {
     projected: usize,
     /// Whether the outbox may have more entries.
     more: bool,
+    /// How long the transactions took.
+    took: Duration,
     /// Whether the relay and the eviction of every committed entry, and the trim, succeeded.
     relayed: Result<(), StepError>,
 }
@@ -200,29 +201,7 @@ impl Projector {
                 async move { this.follow_one(here).await }
             });
         }
-        let this = self.clone();
-        workers.every(Worker::RecordCleanup, RECORD_CLEANUP_INTERVAL, move || {
-            let this = this.clone();
-            async move {
-                match tokio::time::timeout(this.timeout, this.remove_expired_records()).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "expired idempotency records are not removed yet"),
-                    Err(_) => tracing::debug!("expired idempotency records are not removed yet: no answer"),
-                }
-            }
-        });
-    }
-
-    /// Removes expired idempotency records, a bounded number. Returns the number.
-    ///
-    /// # Errors
-    /// PostgreSQL is unavailable.
-    pub async fn remove_expired_records(&self) -> Result<u64, DbErr> {
-        let sql = "DELETE FROM idempotency_records WHERE (partition, digest) IN (
-                       SELECT partition, digest FROM idempotency_records
-                       WHERE expires_at <= to_timestamp($1 / 1000.0) LIMIT $2)";
-        let values = [self.clock.now().0.into(), RECORD_CLEANUP_BATCH.into()];
-        Ok(self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?.rows_affected())
+        self.keep_removing_expired_records(workers);
     }
 
     /// Projects one partition for ever.
@@ -237,22 +216,25 @@ impl Projector {
             // A step may be cancelled at any point: an open transaction is rolled back, and committed entries are not
             // applied again.
             let step = self.step(here, IDLE_WAIT, timeout).await.and_then(|step| {
-                if step.projected > 0 { Ok((step.projected, step.more)) } else { step.relayed.map(|()| (0, false)) }
+                if step.projected == 0 {
+                    step.relayed?;
+                }
+                Ok((step.projected, (!step.more).then(|| self.pause(step.took))))
             });
             if let Err(failure) = &step {
                 metrics::PROJECTOR_FAILURES.with_label_values(&[failure.kind()]).inc();
             }
             match step {
-                Ok((projected, more)) => {
+                Ok((projected, pause)) => {
                     last_step.set(metrics::now_seconds());
                     backoff = MIN_BACKOFF;
                     timeout = self.timeout;
-                    if projected > 0 && !more {
-                        tokio::time::sleep(self.linger).await;
+                    if let Some(pause) = pause.filter(|_| projected > 0) {
+                        tokio::time::sleep(pause).await;
                     }
                     if let Some((since, entries)) = &mut outage {
                         *entries += projected;
-                        if !more {
+                        if pause.is_some() {
                             let seconds = since.elapsed().as_secs_f64();
                             tracing::info!(partition = here.0, entries, seconds, "the projection has caught up");
                             outage = None;
@@ -359,11 +341,12 @@ impl Projector {
             if relayed.is_ok() {
                 relayed = self.trim(here, None).await;
             }
-            return Ok(Step { projected: 0, more: false, relayed });
+            return Ok(Step { projected: 0, more: false, took: Duration::ZERO, relayed });
         };
         let mut read = DecodedDecision::all(&entries);
         self.per_entry.store(read.len().div_ceil(entries.len()), Ordering::Relaxed);
         self.tails.of(here, |tail| tail.measure(&entries));
+        let began = Instant::now();
         let to = match self.commit(here, &from, &mut read, timeout).await {
             // Another projector may have committed and trimmed the missing decisions since this one read the position.
             Err(StepError::Gap { last, .. }) if self.position(here).await?.position != last => {
@@ -372,12 +355,23 @@ impl Projector {
             Err(gap @ StepError::Gap { .. }) => return Err(self.stop_at(here, gap).await?),
             committed => committed?,
         };
+        let took = began.elapsed();
         self.tails.of(here, |tail| tail.observe(&to, end, None, self.clock.uptime_us()));
         // Not after a failed relay: the mark and the trim are about every earlier entry.
         if relayed.is_ok() {
             relayed = self.after_commit(here, &read, Relayed { position: to.position, entry: end }).await;
         }
-        Ok(Step { projected: entries.len(), more: entries.len() >= count, relayed })
+        Ok(Step { projected: entries.len(), more: entries.len() >= count, took, relayed })
+    }
+
+    /// The pause after transactions that were not full and took so long: those of all partitions together run for about half of the
+    /// time, so the busier PostgreSQL is, the more each one carries.
+    fn pause(&self, took: Duration) -> Duration {
+        if self.linger.is_zero() {
+            return Duration::ZERO;
+        }
+        let others = u32::from(self.store.partitions()) - 1;
+        self.linger.max((2 * took * others).min(MAX_PAUSE))
     }
 
     /// Freezes a partition at a gap. Returns the gap.
