@@ -58,7 +58,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     }
     report.heading("Growth");
     memory(&sizes, report, targets);
-    cpu(&sizes, report);
+    cpu(&sizes, report, targets);
     Ok(())
 }
 
@@ -226,12 +226,12 @@ fn memory(sizes: &[Size], report: &mut Report, targets: &mut Targets) {
     table("bytes per", sizes, &lines, report);
 }
 
-fn cpu(sizes: &[Size], report: &mut Report) {
+fn cpu(sizes: &[Size], report: &mut Report, targets: &mut Targets) {
     report.text(&format!(
         "CPU of a request (service, Redis and PostgreSQL, until PostgreSQL has every decision), × the baseline of the same method in \
          the same round; CPU-µs in brackets. {CONNECTIONS} connections; successive requests use distant users and products."
     ));
-    let mut lines = Vec::new();
+    let (mut lines, mut growths) = (Vec::new(), Vec::new());
     let mut baseline = 0;
     for (at, kind) in KINDS.iter().enumerate() {
         if kind.starts_with("baseline") {
@@ -256,8 +256,14 @@ fn cpu(sizes: &[Size], report: &mut Report) {
         }
         line.extend(growth_of(sizes, &costs));
         lines.push(line);
+        if let [small, .., large] = &costs[..] {
+            growths.push((median(large.iter().copied()) / median(small.iter().copied()), *kind));
+        }
     }
     table("cost of", sizes, &lines, report);
+    if let Some((growth, kind)) = growths.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)) {
+        targets.measured(Target::GrowthCpu, growth, kind);
+    }
 }
 
 /// The ratio of the costs at the largest and the smallest size, and whether it is within the ratio of the logarithms of the sizes.
