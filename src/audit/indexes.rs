@@ -6,6 +6,7 @@ use super::{
     Audit, PAGE,
     compared::ComparedIds,
     coverage::{INDEXES, KEYS, RECORDS},
+    delta::Moment,
     fields::number,
     report::{Findings, UNKNOWN},
 };
@@ -161,7 +162,7 @@ impl Audit {
         Ok(())
     }
 
-    /// Compares the idempotency records of PostgreSQL.
+    /// Compares the idempotency records of PostgreSQL, and those that it does not have yet.
     pub(super) async fn recorded(&self) -> anyhow::Result<Findings> {
         let mut findings = Findings::new(RECORDS, "records");
         for here in self.store.all() {
@@ -175,6 +176,13 @@ impl Audit {
                 after.clone_from(last);
                 self.records((here, clocks_agree), &digests, &mut findings).await?;
                 self.tracker.records(digests.len());
+            }
+            let Moment { since, .. } = self
+                .moment(here, async |_| Ok(()), async |outbox| self.store.inspect_records(here, outbox, &[]).await)
+                .await?;
+            let decided: Vec<String> = since.batch.records.into_keys().collect();
+            for digests in decided.chunks(PAGE) {
+                self.records((here, clocks_agree), digests, &mut findings).await?;
             }
         }
         Ok(findings)

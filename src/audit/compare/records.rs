@@ -43,7 +43,7 @@ impl Audit {
             let lives = row.is_some_and(|row| row.expires_at > now + CLOCK_TOLERANCE_MS);
             let mut wrong = Vec::new();
             if items.is_empty() {
-                wrong.extend(lives.then(|| "it is in PostgreSQL and not in Redis".to_owned()));
+                wrong.extend(lives.then(|| "it was decided, and is not in Redis".to_owned()));
             } else {
                 wrong.extend((*ttl_ms < 0).then(|| "it does not expire".to_owned()));
                 wrong.extend((*ttl_ms > RECORD_TTL_MS + CLOCK_TOLERANCE_MS).then(|| "it expires too late".to_owned()));

@@ -255,7 +255,12 @@ impl Body {
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
                 // The first form of this event has no `method`: there, a transaction implies a gateway.
-                by_gateway: f.get("method").map_or(!f.text("transaction")?.is_empty(), |method| method == "GATEWAY"),
+                by_gateway: match f.get("method") {
+                    None => !f.text("transaction")?.is_empty(),
+                    Some("GATEWAY") => true,
+                    Some("BALANCE") => false,
+                    Some(other) => return Err(EventFields::bad("method", other)),
+                },
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
