@@ -5,7 +5,7 @@
 -- KEYS 1 meta        hash    partition state
 --      2 outbox      stream
 --      3 record      list    idempotency record
---      4 user        hash    name balance entries tail open, and by coupon id the user's coupons
+--      4 user        hash    name balance entries tail open, by coupon id the user's coupons, and what the user has of limits
 --      5 order       hash
 --      6 expiry      zset    order id by the end of its hold (ms)
 --      7 stock       hash    product id -> units on sale
@@ -77,6 +77,8 @@ from_units.load(ids)
 to_units.load(ids)
 move_units(ids, units, from_units, to_units)
 if to_units == stock then count_freed(freed, ids, units) end
+local counts = {}
+give_back(counts, user, lines)
 -- The refund to the balance, of a payment from it.
 local credit = (from == 'PAID' and not by_gateway) and final or 0
 local after = before + credit
@@ -125,4 +127,5 @@ elseif gateway_next then
   redis.call('ZREM', gateway, order_id)
 end
 write_in_chunks('HSET', user, fields)
+write_counts(user, counts)
 return remember(record, fingerprint, ttl, reply)

@@ -16,7 +16,7 @@
 --     11 freed       hash    product id -> units that ever came back on sale
 --      then of each request
 --        record      list    idempotency record
---        user        hash    name balance entries tail open, and by coupon id the user's coupons
+--        user        hash    name balance entries tail open, by coupon id the user's coupons, and what the user has of limits
 --        order       hash
 -- ARGV 1 now (ms) in tests, else ''  2 life of a record (ms)  3 the day, YYYYMMDD  4 its first instant (ms)
 --      5 first instant after it (ms)  6 when its rankings expire (ms)  7 maximum of order lines in one call
@@ -93,6 +93,10 @@ local function release(order, user_key, from, to, state, order_id, used_at)
   to.load(ids)
   move_units(ids, units, from, to)
   if to == stock then count_freed(freed, ids, units) end
+  if to ~= sold then
+    user.counts = user.counts or {}
+    give_back(user.counts, user_key, order.lines)
+  end
   lines = lines + #ids
   if not touched[user_key] then
     touched[user_key] = true
@@ -203,6 +207,7 @@ for i = 1, #touched do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon
   end
   write_in_chunks('HSET', touched[i], fields)
+  if user.counts then write_counts(touched[i], user.counts) end
 end
 for _, counters in ipairs({ stock, held, sold, withheld, freed }) do counters.write() end
 rank(ranked_units, ranked_won, rank_units, rank_won, seconds_until(rank_until, now))

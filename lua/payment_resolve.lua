@@ -6,7 +6,7 @@
 --      2 outbox      stream
 --      3 record      list    idempotency record of the operator's request
 --      4 waiting     list    idempotency record of the payment's request, which is RUNNING
---      5 user        hash    name balance entries tail open, and by coupon id the user's coupons
+--      5 user        hash    name balance entries tail open, by coupon id the user's coupons, and what the user has of limits
 --      6 order       hash
 --      7 gateway     zset    order id by the next check of its gateway payment (ms)
 --      8 stock       hash    product id -> units on sale
@@ -62,6 +62,8 @@ held.load(ids)
 to_units.load(ids)
 move_units(ids, units, held, to_units)
 if to_units == stock then count_freed(freed, ids, units) end
+local counts = {}
+if not approved then give_back(counts, user, lines) end
 local user_fields = { 'open', whole(tonumber(u[4]) - 1) }
 local coupon = coupon_id ~= '' and redis.call('HGET', user, coupon_id)
 if coupon then
@@ -105,6 +107,7 @@ held.write()
 to_units.write()
 freed.write()
 write_in_chunks('HSET', user, user_fields)
+write_counts(user, counts)
 redis.call('ZADD', gateway, ask_at, order_id)
 remember(waiting, waiting_print, ttl, settled)
 return remember(record, fingerprint, ttl, reply)

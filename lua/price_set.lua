@@ -1,12 +1,12 @@
 #!lua
--- Takes over the price of a product of another partition. An older price changes nothing. There is no event, because a rebuild
--- takes prices from the products.
+-- Takes over the price and the terms of sale of a product of another partition. An older price changes nothing. There is no event,
+-- because a rebuild takes prices from the products.
 --
 -- KEYS 1 meta     hash  partition state
---      2 price    hash  product id -> won
+--      2 price    hash  product id -> won, or won with the terms of sale
 --      3 version  hash  product id -> number of the price
 --      4 stock    hash  product id -> units on sale
--- ARGV 1 product id  2 price (won)  3 its number
+-- ARGV 1 product id  2 price (won), with the terms of sale  3 its number
 -- Returns PRICE_SET | UNCHANGED | PARTITION_CLOSED
 --@include partition
 local meta, prices, versions, stock = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

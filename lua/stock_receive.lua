@@ -3,13 +3,13 @@
 --
 -- KEYS 1 meta      hash    partition state
 --      2 outbox    stream
---      3 price     hash    product id -> won
+--      3 price     hash    product id -> won, or won with the terms of sale
 --      4 version   hash    product id -> number of the price
 --      5 stock     hash    product id -> units on sale
 --      6 received  hash    product id -> units ever received
 --      7 freed     hash    product id -> units that ever came back on sale
 -- ARGV 1 now (ms) in tests, else ''  2 request id  3 product id  4 units ever given by the owner partition
---      5 price (won)  6 its number
+--      5 price (won), with the terms of sale  6 its number
 -- Returns {'RECEIVED', epoch, seq} or ALREADY_RECEIVED | PARTITION_CLOSED
 -- Emits stock_received
 --@include lists

@@ -1,4 +1,5 @@
--- Holding, settling and releasing stock and coupons. Lines are stored as "product:quantity:price,...", a user's coupon as
+-- Holding, settling and releasing stock and coupons. Lines are stored as "product:quantity:price,..."; one that counts against a
+-- limit per user as "product:quantity:price:group", without a group if the limit is the product's own. A user's coupon is
 -- "issue_no|issued_at|state|order|used_at" with state A(vailable), H(eld by the order) or U(sed).
 
 -- The product ids, units and unit prices of packed lines. At most 100 lines: http bounds an order.
@@ -10,17 +11,10 @@ local function unpack_lines(lines)
   return ids, units, prices
 end
 
--- A refusal if these units can't be held, else nothing. Checks all lines for missing products first, then, in the order of
--- the lines, for stock.
-local function shortage(ids, units, price_of, on_sale)
-  for i = 1, #ids do
-    if not price_of(ids[i]) then return { 'PRODUCT_NOT_FOUND', ids[i] } end
-  end
-  for i = 1, #ids do
-    local left = on_sale(ids[i])
-    if left == 0 then return { 'SOLD_OUT', ids[i] } end
-    if left < units[i] then return { 'INSUFFICIENT_STOCK', ids[i] } end
-  end
+-- The field of a user that counts units against a limit.
+local function limit_field(id, group)
+  if group == '' then return 'limit:' .. id end
+  return 'group:' .. group
 end
 
 -- Counters by product (on sale, held, ...): those that a call has loaded, with its changes.
@@ -68,6 +62,35 @@ end
 local function count_freed(freed, ids, units)
   freed.load(ids)
   for i = 1, #ids do freed.add(ids[i], units[i]) end
+end
+
+-- Subtracts the units of packed lines from what a user has of limits. `counts`: the fields that the call has read, with its
+-- changes.
+local function give_back(counts, user, lines)
+  local units, missing = {}, {}
+  for id, quantity, group in string.gmatch(lines, '(%d+):(%d+):%d+:([A-Z0-9_-]*)') do
+    local field = limit_field(id, group)
+    if not counts[field] and not units[field] then missing[#missing + 1] = field end
+    units[field] = (units[field] or 0) + tonumber(quantity)
+  end
+  if #missing == 0 and next(units) == nil then return end
+  local values = read_in_chunks('HMGET', user, missing)
+  for i = 1, #missing do counts[missing[i]] = tonumber(values[i]) or 0 end
+  for field, n in pairs(units) do counts[field] = math.max(counts[field] - n, 0) end
+end
+
+-- Writes what a user has of limits; a limit of which the user has nothing has no field. Below the line only.
+local function write_counts(user, counts)
+  local fields, ended = {}, {}
+  for field, count in pairs(counts) do
+    if count > 0 then
+      fields[#fields + 1], fields[#fields + 2] = field, whole(count)
+    else
+      ended[#ended + 1] = field
+    end
+  end
+  write_in_chunks('HSET', user, fields)
+  write_in_chunks('HDEL', user, ended)
 end
 
 -- A user's coupon in a new state; its issue number and time stay.

@@ -19,6 +19,7 @@ pub const PARTITION_STOCK: &str =
     "units of other partitions: Redis = PostgreSQL, received = on sale + held + sold + withheld + given back";
 pub const REMOTE_COUPONS: &str = "coupons of users of other partitions: Redis = PostgreSQL";
 pub const PRICES: &str = "prices in other partitions: those of the products";
+pub const LIMIT_GROUPS: &str = "limits of groups: those of the products";
 pub const RECORDS: &str = "idempotency records: Redis = PostgreSQL";
 pub const OUTBOX: &str = "outbox: no gap, and nothing that PostgreSQL has otherwise";
 pub const IDS: &str = "sequences of ids: above the ids in use";
@@ -42,6 +43,7 @@ pub fn checks_of(kind: &KeyKind) -> &'static [&'static str] {
         KeyKind::Campaigns => &[CAMPAIGNS, INDEXES],
         KeyKind::Product(_) => &[PRODUCTS, KEYS],
         KeyKind::Catalogue | KeyKind::Category(_) => &[PRODUCTS, INDEXES],
+        KeyKind::LimitGroups => &[LIMIT_GROUPS],
         KeyKind::Price | KeyKind::PriceVersion => &[PRODUCTS, PRICES, INDEXES],
         KeyKind::Stock | KeyKind::Held | KeyKind::Sold | KeyKind::Withheld => &[PRODUCTS, PARTITION_STOCK, INDEXES],
         KeyKind::Allotted | KeyKind::Regained | KeyKind::Recovered => &[PRODUCTS, BETWEEN, INDEXES],

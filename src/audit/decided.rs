@@ -166,9 +166,10 @@ impl PageFacts {
     ) {
         for Decided { entry, position, event, is_projected } in decided {
             match &event.body {
-                Body::ProductCreated { product, name, price, category, .. }
-                | Body::ProductUpdated { product, name, price, category, .. } => {
-                    walk.descriptions.insert(product.get(), (*position, describe(name, *price, category)));
+                Body::ProductCreated { product, name, price, category, terms, .. }
+                | Body::ProductUpdated { product, name, price, category, terms, .. } => {
+                    let described = describe(name, *price, category, &terms.to_string());
+                    walk.descriptions.insert(product.get(), (*position, described));
                 }
                 Body::CampaignCreated(terms) => {
                     walk.windows.insert(terms.coupon_id.get(), (*position, (terms.opens_at, terms.closes_at)));

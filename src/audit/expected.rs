@@ -10,9 +10,12 @@ use crate::{
     },
     postgres::snapshot::{
         AllotmentRow, CampaignRow, CouponRow, OrderRow, PartitionStockRow, ProductRow, RecordRow, RemoteCouponRow,
-        UserRow,
+        UserLimitRow, UserRow,
     },
-    redis::{commands::DAY_FORMAT, records::pack_coupon},
+    redis::{
+        commands::{DAY_FORMAT, NumberedPrice},
+        records::pack_coupon,
+    },
 };
 
 pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, UserRow> {
@@ -31,6 +34,26 @@ pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, 
         users.entry(id).and_modify(|user| user.open += change);
     }
     users
+}
+
+/// What users have of limits, held and paid, by user and by the field that counts it.
+pub(super) fn expected_limits(rows: Vec<UserLimitRow>, since: &Delta) -> HashMap<i64, BTreeMap<String, i64>> {
+    let mut limits: HashMap<i64, BTreeMap<String, i64>> = HashMap::new();
+    for row in rows {
+        limits.entry(row.user_id).or_default().insert(row.field, row.units);
+    }
+    for event in &since.events {
+        let (user, lines, sign) = match &event.body {
+            Body::OrderPlaced(placed) => (placed.user, &placed.lines, 1),
+            Body::OrderClosed(closed) => (closed.user, &closed.lines, -1),
+            _ => continue,
+        };
+        for (line, limit) in lines.iter().filter_map(|line| Some((line, line.limit?))) {
+            let units = limits.entry(user.get()).or_default().entry(limit.field(line.product_id)).or_default();
+            *units += sign * line.quantity;
+        }
+    }
+    limits
 }
 
 /// Packed coupons, by user and campaign.
@@ -79,7 +102,8 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             withheld: 0,
             allotted: 0,
             stocked: 0,
-            price_version: 0,
+            price_version: NumberedPrice::first(new.price, new.terms).version,
+            terms: new.terms.to_string(),
         };
         products.insert(new.id, row);
     }
@@ -89,6 +113,7 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             row.price = described.price;
             row.category.clone_from(&described.category);
             row.price_version = described.version;
+            row.terms = described.terms.to_string();
         });
     }
     for (id, units) in &since.batch.units {

@@ -24,7 +24,7 @@ struct Invariant {
     wrong: &'static str,
 }
 
-const INVARIANTS: [Invariant; 13] = [
+const INVARIANTS: [Invariant; 14] = [
     Invariant {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -83,6 +83,15 @@ const INVARIANTS: [Invariant; 13] = [
                     FROM orders JOIN order_lines ON order_id = id WHERE status IN ('PENDING', 'PAID') GROUP BY 1, 2) AS l
                     USING (product_id, partition)
                 WHERE (coalesce(s.held, 0), coalesce(s.sold, 0)) <> (coalesce(l.held, 0), coalesce(l.sold, 0))",
+    },
+    Invariant {
+        // A group has the limit that its first product gave it.
+        name: "limits: products of a group have one limit per user",
+        noun: "products",
+        count: "SELECT count(*) FROM products WHERE limit_group IS NOT NULL",
+        wrong: "SELECT format('group %s has the limits %s', limit_group, string_agg(DISTINCT limit_per_user::text, ', ')) AS what
+                FROM products WHERE limit_group IS NOT NULL AND $1 > 0
+                GROUP BY limit_group HAVING count(DISTINCT limit_per_user) > 1",
     },
     Invariant {
         name: "campaigns: issued is the number of coupons, and never more than there are",

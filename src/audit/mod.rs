@@ -35,8 +35,8 @@ pub use tracker::{AuditProgress, AuditTracker};
 use self::{
     compared::ComparedIds,
     coverage::{
-        BETWEEN, CAMPAIGNS, IDS, INDEXES, KEYS, ORDERS, OUTBOX, PARTITION_STOCK, PRICES, PROCESSES, PRODUCTS,
-        PROJECTION, RANKINGS, RECORDS, REMOTE_COUPONS, STATE, USERS,
+        BETWEEN, CAMPAIGNS, IDS, INDEXES, KEYS, LIMIT_GROUPS, ORDERS, OUTBOX, PARTITION_STOCK, PRICES, PROCESSES,
+        PRODUCTS, PROJECTION, RANKINGS, RECORDS, REMOTE_COUPONS, STATE, USERS,
     },
     report::Findings,
 };
@@ -160,6 +160,7 @@ impl Audit {
         report.add(self.indexed().await?);
         self.tracker.begin(KEYS);
         report.add(self.scanned(&compared).await?);
+        report.add(self.repeat(LIMIT_GROUPS, "groups", async || self.limit_groups().await).await?);
         report.add(self.repeat(RANKINGS, "places", async || self.rankings().await).await?);
         if self.store.partitions() > 1 {
             let steps = async || invariants::between_partitions(self).await;

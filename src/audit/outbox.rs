@@ -79,6 +79,7 @@ const NAMES: &[&str] = &[
     "sequence",
     "status",
     "step",
+    "terms",
     "total",
     "transaction",
     "type",
@@ -319,7 +320,7 @@ impl Audit {
             let Some((position, last)) = walk.descriptions.get(&row.id).filter(|(at, _)| *at <= projected) else {
                 continue;
             };
-            let now = describe(&row.name, row.price, &row.category);
+            let now = describe(&row.name, row.price, &row.category, &row.terms);
             let wrong = differ(&format!("product {}, by decision {},", row.id, position.seq), last, now);
             wrong.into_iter().for_each(|wrong| findings.add(wrong));
         }
@@ -335,8 +336,8 @@ impl Audit {
 }
 
 /// A product's description.
-pub(super) fn describe(name: &str, price: i64, category: &str) -> String {
-    format!("{name}, {price} won, {category}")
+pub(super) fn describe(name: &str, price: i64, category: &str, terms: &str) -> String {
+    format!("{name}, {price} won, {category}, terms {terms:?}")
 }
 
 #[cfg(test)]

@@ -59,7 +59,13 @@ pub(super) async fn demo(engine: &Engine) -> Result<bool, Error> {
     }
     for (name, price, stock, category) in PRODUCTS {
         let category = category.parse().map_err(|_| Error::InvalidRequest("category"))?;
-        let new = NewProduct { name: (*name).to_owned(), price: *price, stock: *stock, category };
+        let new = NewProduct {
+            name: (*name).to_owned(),
+            price: *price,
+            stock: *stock,
+            category,
+            terms: SaleTerms::default(),
+        };
         engine.create_product(&call, new).await?;
     }
     let expires_at = engine.clock().now().plus(COUPON_DAYS * 24 * 60 * 60 * 1000);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::{AuditProgress, Check, Finished},
-    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, RecoveryOutcome, ShelvedProduct},
+    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, RecoveryOutcome, SaleStatus, ShelvedProduct},
     redis::queries::dashboard::ServerState,
 };
 
@@ -154,11 +154,15 @@ pub struct HotProduct<'a> {
     held: i64,
     sold: i64,
     withheld: i64,
+    sale_status: SaleStatus,
+    /// The limit of units per user.
+    limit_per_user: Option<i64>,
 }
 
 impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
     fn from(product: &'a ShelvedProduct) -> Self {
-        let ShelvedProduct { product_id, name, category, price, on_sale, held, sold, withheld } = product;
+        let ShelvedProduct { product_id, name, category, price, on_sale, held, sold, withheld, terms, read_at } =
+            product;
         HotProduct {
             product_id: product_id.get(),
             product_name: name,
@@ -168,6 +172,8 @@ impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
             held: *held,
             sold: *sold,
             withheld: *withheld,
+            sale_status: terms.status(*on_sale, *read_at),
+            limit_per_user: terms.limit_per_user,
         }
     }
 }

@@ -75,14 +75,24 @@ impl Engine {
     /// Creates a product.
     ///
     /// # Errors
-    /// Those of every write.
+    /// Those of every write; [`Error::InvalidRequest`] if the products of its group have another limit.
     pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
         let work = async {
+            if new.terms.limit_group.is_some() {
+                // Check the key before the group: it may belong to another request.
+                self.store.check_key(call, Partition(0)).await?;
+                self.join_group(&new.terms).await?;
+            }
             let reserved = self.store.ids_reserve(call, "product", 1).await?;
             let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
             self.store.product_create(call, product_id, &new).await?;
-            let NewProduct { name, price, stock, category } = new;
-            Ok(reserved.map(|_| Product { product_id, name, price, stock, category: category.as_str().to_owned() }))
+            if self.store.partitions() > 1 && new.terms != SaleTerms::default() {
+                self.store.price_spread(product_id, NumberedPrice::first(new.price, new.terms)).await?;
+            }
+            let NewProduct { name, price, stock, category, terms } = new;
+            let (category, read_at) =
+                (category.as_str().to_owned(), self.store.now(self.store.owner(product_id.get())));
+            Ok(reserved.map(|_| Product { product_id, name, price, stock, category, terms, read_at }))
         };
         self.with_claimed_key(call, Partition(0), work).await
     }
@@ -90,7 +100,8 @@ impl Engine {
     /// Changes a product.
     ///
     /// # Errors
-    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] if fewer units are on sale than the change takes off.
+    /// [`Error::ProductNotFound`]; [`Error::InsufficientStock`] if fewer units are on sale than the change takes off;
+    /// [`Error::InvalidRequest`] if the window would be empty, a group would have no limit, or its products another one.
     pub async fn update_product(&self, call: &Call, id: ProductId, patch: ProductPatch) -> Outcome<Product> {
         let work = async {
             for _ in 0..UPDATE_ATTEMPTS {
@@ -116,22 +127,48 @@ impl Engine {
         let _operation = self.store.begin_operation();
         let id = product.product_id;
         let owner = self.store.owner(id.get());
+        let terms = patch.terms.of(product.terms);
+        // A repeat of a change is of the same terms.
+        if terms != product.terms {
+            let accepted = match terms.are_valid() {
+                true => self.join_group(&terms).await,
+                false => Err(Error::InvalidRequest("the window is empty, or the group has no limit")),
+            };
+            if let Err(refused) = accepted {
+                // A repeat gets the first reply, whatever the product is now. No product is in this category, so nothing changes.
+                let elsewhere = Product { category: String::new(), ..product.clone() };
+                let before = self.store.product_update(call, &elsewhere, patch, 0).await?;
+                return before.map(|before| Some(before.map(|(product, _)| product))).ok_or(refused);
+            }
+        }
         let mut elsewhere = self.store.on_sale_elsewhere(owner, &[id]).await?.first().copied().unwrap_or_default();
-        let mut updated = self.store.product_update(call, id, &product.category, patch, elsewhere).await;
+        let mut updated = self.store.product_update(call, product, patch, elsewhere).await;
         if self.store.partitions() > 1 && matches!(updated, Err(Error::InsufficientStock)) {
             self.check_units(call, id, -patch.stock_delta.unwrap_or_default()).await?;
             // Units that other partitions have on sale may be removed, too.
             let others = self.store.all_but(owner);
             try_join_all(others.map(|here| self.take_back(call, here, id, ReturnedUnits::OnSale))).await?;
             elsewhere = self.store.on_sale_elsewhere(owner, &[id]).await?.first().copied().unwrap_or_default();
-            updated = self.store.product_update(call, id, &product.category, patch, elsewhere).await;
+            updated = self.store.product_update(call, product, patch, elsewhere).await;
         }
         let Some(updated) = updated? else { return Ok(None) };
-        let (Product { price, .. }, version) = &updated.value;
-        if self.store.partitions() > 1 && patch.price.is_some() {
-            self.store.price_spread(id, NumberedPrice { price: *price, version: *version }).await?;
+        let (Product { price, terms, .. }, version) = &updated.value;
+        if self.store.partitions() > 1 && (patch.price.is_some() || patch.terms != SaleTermsPatch::default()) {
+            self.store.price_spread(id, NumberedPrice { price: *price, terms: *terms, version: *version }).await?;
         }
         Ok(Some(updated.map(|(product, _)| product)))
+    }
+
+    /// Gives the group of these terms their limit, if it has none yet.
+    ///
+    /// # Errors
+    /// [`Error::InvalidRequest`] if it has another one.
+    async fn join_group(&self, terms: &SaleTerms) -> Result<(), Error> {
+        let Some((group, limit)) = terms.limit_group.zip(terms.limit_per_user) else { return Ok(()) };
+        match self.store.limit_group_set(group, limit).await? {
+            true => Ok(()),
+            false => Err(Error::InvalidRequest("the products of the group have another limit per user")),
+        }
     }
 
     /// Creates a campaign.

@@ -53,9 +53,9 @@ struct LastSupply {
 #[derive(Clone, Copy)]
 enum Counted {
     /// So many at one moment, and the price.
-    Exactly(i64, Won),
+    Exactly(i64, NumberedPrice),
     /// As many as were needed, perhaps; the price if it was read.
-    Enough(Option<Won>),
+    Enough(Option<NumberedPrice>),
     NoProduct,
 }
 
@@ -94,9 +94,11 @@ impl Engine {
         let here = self.store.owner(order.user_id.get());
         let ids: Vec<ProductId> = order.lines.iter().map(|(product, _)| *product).collect();
         let on_sale = self.store.on_sale_here(here, &ids).await?;
-        let lacks = |((_, needed), units): &((ProductId, i64), Option<i64>)| units.is_none_or(|units| units < *needed);
-        let lines = order.lines.iter().copied().zip(on_sale).filter(lacks).map(|(line, _)| line);
-        let lines: Vec<(ProductId, i64)> = lines.collect();
+        let lacks = |((_, needed), known): &(&(ProductId, i64), &Option<(i64, SaleTerms)>)| {
+            known.is_none_or(|(units, _)| units < *needed)
+        };
+        let lines: Vec<(ProductId, i64)> =
+            order.lines.iter().zip(&on_sale).filter(lacks).map(|(line, _)| *line).collect();
         let counts = lines.iter().map(|line| self.count_shared(call, here, *line, since));
         let counted = try_join_all(counts).await?;
         // Of the refusals, the script's first: whether all products exist, then the lines in their order.
@@ -104,13 +106,49 @@ impl Engine {
         if counted.iter().any(|counted| matches!(counted, Counted::NoProduct)) {
             return Err(Error::ProductNotFound);
         }
+        let counted_terms: HashMap<ProductId, SaleTerms> = counted
+            .iter()
+            .zip(&lines)
+            .filter_map(|(counted, (product, _))| Some((*product, counted.price()?.terms)))
+            .collect();
+        let terms = ids.iter().zip(&on_sale).map(|(product, known)| match known {
+            Some((_, terms)) => *terms,
+            None => counted_terms.get(product).copied().unwrap_or_default(),
+        });
+        self.check_terms(order, &terms.collect::<Vec<_>>()).await?;
         for (counted, (_, needed)) in counted.iter().zip(&lines) {
             refused(counted, *needed)?;
         }
         let prices =
-            counted.iter().zip(&lines).filter_map(|(counted, (product, _))| Some((*product, counted.price()?)));
+            counted.iter().zip(&lines).filter_map(|(counted, (product, _))| Some((*product, counted.price()?.price)));
         self.check_affordable(order, &prices.collect()).await?;
         try_join_all(lines.iter().map(|line| self.supply(call, here, *line, since.1))).await.map(drop)
+    }
+
+    /// Refuses an order that the terms of sale of its lines refuse, as the script would. `terms`: of each line.
+    async fn check_terms(&self, order: &PlaceOrder, terms: &[SaleTerms]) -> Result<(), Error> {
+        if terms.iter().all(|terms| *terms == SaleTerms::default()) {
+            return Ok(());
+        }
+        // Close to the ends of a window only the script knows.
+        let (earliest, latest) = self.store.now_within(self.store.owner(order.user_id.get()));
+        if terms.iter().any(|terms| terms.exclude(earliest, latest)) {
+            return Err(Error::NotOnSale);
+        }
+        let mut counted: HashMap<String, (i64, i64)> = HashMap::new();
+        for ((product, units), terms) in order.lines.iter().zip(terms) {
+            if let Some(limit) = terms.limit_per_user {
+                let count = counted.entry(terms.counted().field(*product)).or_insert((0, limit));
+                count.0 += units;
+            }
+        }
+        let (fields, counts): (Vec<String>, Vec<(i64, i64)>) = counted.into_iter().unzip();
+        if fields.is_empty() {
+            return Ok(());
+        }
+        let had = self.store.user_limits(order.user_id, &fields).await?;
+        let exceeds = had.into_iter().zip(counts).any(|(had, (units, limit))| had + units > limit);
+        if exceeds { Err(Error::PurchaseLimitExceeded) } else { Ok(()) }
     }
 
     /// Refuses an order whose coupon or price refuses it, as the script would. `prices`: of products whose prices the user's partition
@@ -201,14 +239,14 @@ impl Engine {
         let others: Vec<Partition> = self.store.all_but(owner).collect();
         match self.store.given(product, &others).await? {
             None => return Ok(Counted::NoProduct),
-            Some(given) if given.on_sale >= needed => return Ok(Counted::Enough(Some(given.price.price))),
+            Some(given) if given.on_sale >= needed => return Ok(Counted::Enough(Some(given.price))),
             Some(_) => {}
         }
         for _ in 0..COUNTS {
             let before = self.stock_of_all(&others, product).await?;
             let Some(given) = self.store.given(product, &others).await? else { return Ok(Counted::NoProduct) };
             let after = self.stock_of_all(&others, product).await?;
-            let price = given.price.price;
+            let price = given.price;
             let on_sale = given.on_sale + after.iter().map(|stock| stock.on_sale).sum::<i64>();
             let unsettled = unsettled(product, &others, &after, &given)?;
             if before == after && unsettled.is_empty() {
@@ -329,7 +367,7 @@ impl Counted {
         }
     }
 
-    fn price(self) -> Option<Won> {
+    fn price(self) -> Option<NumberedPrice> {
         match self {
             Counted::Exactly(_, price) => Some(price),
             Counted::Enough(price) => price,

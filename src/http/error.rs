@@ -68,6 +68,8 @@ codes! {
     InsufficientStock = CONFLICT "INSUFFICIENT_STOCK" "선택한 상품의 재고가 부족합니다.";
     Internal = INTERNAL_SERVER_ERROR "INTERNAL_SERVER_ERROR" "서버 내부 오류가 발생했습니다.";
     // Not in the contract.
+    NotOnSale = CONFLICT "NOT_ON_SALE" "지금은 판매 중인 상품이 아닙니다.";
+    PurchaseLimitExceeded = CONFLICT "PURCHASE_LIMIT_EXCEEDED" "1인당 구매 가능 수량을 초과했습니다.";
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
     NoPaymentUnderWay = CONFLICT "NO_PAYMENT_UNDER_WAY" "진행 중인 결제가 없는 주문입니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
@@ -148,6 +150,8 @@ impl From<&Error> for Code {
             Error::InvalidOrder => Code::InvalidOrder,
             Error::SoldOut => Code::SoldOut,
             Error::InsufficientStock => Code::InsufficientStock,
+            Error::NotOnSale => Code::NotOnSale,
+            Error::PurchaseLimitExceeded => Code::PurchaseLimitExceeded,
             Error::TooManyOpenOrders => Code::TooManyRequests,
             Error::InvalidRequest(_) => Code::InvalidRequest,
             Error::IdempotencyKeyReused => Code::IdempotencyKeyReused,

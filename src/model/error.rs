@@ -44,6 +44,12 @@ pub enum Error {
     InvalidOrder,
     #[error("a product is sold out")]
     SoldOut,
+    /// Extension: a product is not on sale yet, or no more.
+    #[error("a product is not on sale now")]
+    NotOnSale,
+    /// Extension: the user would have more units than the limit of a product.
+    #[error("the user's limit of a product is exceeded")]
+    PurchaseLimitExceeded,
     #[error("a product has fewer units than requested")]
     InsufficientStock,
     /// Extension: the user has too many PENDING orders.

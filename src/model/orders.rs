@@ -1,6 +1,8 @@
 //! Orders.
 
-use super::{CloseReason, CouponId, Millis, OrderId, OrderStatus, PaymentId, PaymentType, ProductId, UserId, Won};
+use super::{
+    CloseReason, CountedLimit, CouponId, Millis, OrderId, OrderStatus, PaymentId, PaymentType, ProductId, UserId, Won,
+};
 
 /// The maximum number of lines of an order, before lines of one product are summed.
 pub const MAX_ORDER_LINES: usize = 100;
@@ -31,6 +33,8 @@ pub struct OrderLine {
     pub quantity: i64,
     /// The price of one unit in won.
     pub price: Won,
+    /// The limit per user that it counts against, which the product had when the order was placed.
+    pub limit: Option<CountedLimit>,
 }
 
 /// An order.

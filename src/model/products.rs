@@ -1,6 +1,6 @@
 //! Products, their stock and their ranking.
 
-use super::{Category, CouponId, ProductId, Won};
+use super::{Category, CouponId, Millis, ProductId, SaleStatus, SaleTerms, SaleTermsPatch, Won};
 
 /// The maximum price of one unit: a trillion won. `order_place.lua` bounds an order's total, which therefore stays exact.
 pub const MAX_PRICE: Won = 1_000_000_000_000;
@@ -16,6 +16,16 @@ pub struct Product {
     /// Units on sale: not held, sold or withheld.
     pub stock: i64,
     pub category: String,
+    pub terms: SaleTerms,
+    /// When it was read, by the store's clock.
+    pub read_at: Millis,
+}
+
+impl Product {
+    /// Whether it could be bought when it was read.
+    pub fn sale_status(&self) -> SaleStatus {
+        self.terms.status(self.stock, self.read_at)
+    }
 }
 
 /// A product and its units by state.
@@ -32,6 +42,9 @@ pub struct ShelvedProduct {
     pub sold: i64,
     /// Units that a rebuild keeps off sale.
     pub withheld: i64,
+    pub terms: SaleTerms,
+    /// When it was read, by the store's clock.
+    pub read_at: Millis,
 }
 
 /// A product to create.
@@ -44,6 +57,7 @@ pub struct NewProduct {
     /// 0–[`MAX_STOCK`].
     pub stock: i64,
     pub category: Category,
+    pub terms: SaleTerms,
 }
 
 /// A change of a product. `None` leaves a field unchanged.
@@ -54,6 +68,7 @@ pub struct ProductPatch {
     pub category: Option<Category>,
     /// Units to put on sale; a negative number takes units off sale, to no less than zero.
     pub stock_delta: Option<i64>,
+    pub terms: SaleTermsPatch,
 }
 
 /// A place in the ranking.

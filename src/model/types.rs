@@ -108,6 +108,13 @@ text_enums! {
         Cancelled = "CANCELLED",
         Failed = "FAILED",
     }
+    /// Extension: whether a product can be bought now.
+    SaleStatus {
+        Scheduled = "SCHEDULED",
+        OnSale = "ON_SALE",
+        SoldOut = "SOLD_OUT",
+        Ended = "ENDED",
+    }
     /// Why an order was closed without, or after, a payment.
     CloseReason {
         CancelledByUser = "CANCELLED_BY_USER",

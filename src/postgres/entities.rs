@@ -84,6 +84,7 @@ entity! {
         quantity: i64,
         price: i64,
         place: i32,
+        limit_group: Option<String>,
     }
 }
 

@@ -56,6 +56,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (19, "remote coupons by user", include_str!("../../migrations/0019_remote_coupons_user.sql")),
     (20, "allotments", include_str!("../../migrations/0020_allotments.sql")),
     (21, "recovery progress", include_str!("../../migrations/0021_recovery_progress.sql")),
+    (22, "sale terms", include_str!("../../migrations/0022_sale_terms.sql")),
 ];
 
 /// Checks the server, and creates the pool.

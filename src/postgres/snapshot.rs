@@ -1,6 +1,6 @@
 //! A consistent read of PostgreSQL: for a rebuild, which streams every row in bounded memory, and for the audit.
 //!
-//! Times are milliseconds since 1970. Lines are packed as in Redis: `product:quantity:price,...`.
+//! Times are milliseconds since 1970. Lines and terms of sale are packed as in Redis.
 
 use anyhow::Context;
 use futures_util::stream::BoxStream;
@@ -46,7 +46,8 @@ macro_rules! orders_sql {
              FROM orders AS o
              LEFT JOIN payments AS p ON p.order_id = o.id
              LEFT JOIN LATERAL (
-                 SELECT string_agg(product_id || ':' || quantity || ':' || price, ',' ORDER BY place, product_id) AS lines
+                 SELECT string_agg(product_id || ':' || quantity || ':' || price || coalesce(':' || limit_group, ''), ','
+                                   ORDER BY place, product_id) AS lines
                  FROM order_lines WHERE order_id = o.id) AS l ON true ",
             $filter
         )
@@ -54,9 +55,48 @@ macro_rules! orders_sql {
 }
 pub(super) use orders_sql;
 
+/// The column `terms` of the products whose columns have this prefix: see [`SaleTerms`](crate::model::SaleTerms).
+macro_rules! terms_sql {
+    ($of:literal) => {
+        concat!(
+            "coalesce(NULLIF(concat((extract(epoch FROM ",
+            $of,
+            "opens_at) * 1000)::bigint, '|',
+                 (extract(epoch FROM ",
+            $of,
+            "closes_at) * 1000)::bigint, '|', ",
+            $of,
+            "limit_per_user, '|', ",
+            $of,
+            "limit_group), '|||'), '') AS terms"
+        )
+    };
+}
+pub(super) use terms_sql;
+
+/// The query of what users have of limits, held and paid, by the orders that pass `filter`.
+macro_rules! user_limits_sql {
+    ($filter:literal) => {
+        concat!(
+            "SELECT o.user_id, CASE l.limit_group WHEN '' THEN 'limit:' || l.product_id ELSE 'group:' || l.limit_group END AS field,
+                 sum(l.quantity)::bigint AS units
+             FROM order_lines AS l JOIN orders AS o ON o.id = l.order_id
+             WHERE l.limit_group IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND ",
+            $filter,
+            " GROUP BY 1, 2"
+        )
+    };
+}
+pub(super) use user_limits_sql;
+
 row! {
     /// A user; `entries` is the number of balance entries, `open` the number of PENDING orders.
     UserRow { id: i64, name: String, balance: i64, entries: i64, open: i64, }
+}
+
+row! {
+    /// The units that a user has of a limit, by the field that counts them in Redis.
+    UserLimitRow { user_id: i64, field: String, units: i64, }
 }
 
 row! {
@@ -64,6 +104,7 @@ row! {
     ProductRow {
         id: i64, name: String, category: String, price: i64,
         on_sale: i64, held: i64, sold: i64, withheld: i64, allotted: i64, stocked: i64, price_version: i64,
+        terms: String,
     }
 }
 
@@ -76,7 +117,7 @@ row! {
     /// The units that a partition has of a product of another one, and what it ever received and gave back. The price is the product's.
     PartitionStockRow {
         product_id: i64, partition: i32, on_sale: i64, held: i64, sold: i64, withheld: i64,
-        received: i64, returned: i64, surrendered: i64, price: i64, price_version: i64,
+        received: i64, returned: i64, surrendered: i64, price: i64, price_version: i64, terms: String,
     }
 }
 
@@ -86,7 +127,7 @@ row! {
         product_id: i64, partition: i32, allotted: i64, regained: i64, recovered: i64, received: i64, returned: i64,
         surrendered: i64, withheld: i64,
         /// Of the product.
-        name: String, category: String, price: i64, price_version: i64,
+        name: String, category: String, price: i64, price_version: i64, terms: String,
     }
 }
 
@@ -233,14 +274,35 @@ impl Snapshot {
     pub fn products(&mut self, scope: &Scope) -> Rows<'_, ProductRow> {
         self.scoped(
             scope,
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version FROM products
-             WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
+            concat!(
+                "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version, ",
+                terms_sql!(""),
+                " FROM products WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)"
+            ),
         )
     }
 
-    /// The products whose prices were changed, each with its price and the price's number: other partitions know these.
-    pub fn changed_prices(&mut self) -> Rows<'_, (i64, i64, i64)> {
-        self.rows(sqlx::query_as("SELECT id, price, price_version FROM products WHERE price_version > 0"))
+    /// The products whose prices or terms of sale were changed, each with both and their number: other partitions know these.
+    pub fn changed_prices(&mut self) -> Rows<'_, (i64, i64, String, i64)> {
+        self.rows(sqlx::query_as(concat!(
+            "SELECT id, price, ",
+            terms_sql!(""),
+            ", price_version FROM products WHERE price_version > 0"
+        )))
+    }
+
+    /// What the users of the scope have of limits.
+    pub fn user_limits(&mut self, scope: &Scope) -> Rows<'_, UserLimitRow> {
+        self.scoped(scope, user_limits_sql!("($2::bigint[] IS NULL OR o.user_id % $1 = ANY($2))"))
+    }
+
+    /// The groups of products that share a limit per user, each with its limit.
+    ///
+    /// # Errors
+    /// PostgreSQL can't answer.
+    pub async fn limit_groups_of_products(&mut self) -> sqlx::Result<Vec<(String, i64)>> {
+        let sql = "SELECT limit_group, min(limit_per_user) FROM products WHERE limit_group IS NOT NULL GROUP BY 1";
+        sqlx::query_as(sql).fetch_all(&mut *self.0).await
     }
 
     /// What the products of the scope gave to other partitions.
@@ -254,12 +316,13 @@ impl Snapshot {
 
     /// The units that the partitions of the scope have of products of others.
     pub fn partition_stock(&mut self, scope: &Scope) -> Rows<'_, PartitionStockRow> {
-        let query = sqlx::query_as(
+        let query = sqlx::query_as(concat!(
             "SELECT s.product_id, s.partition, s.on_sale, s.held, s.sold, s.withheld, s.received, s.returned, s.surrendered,
-                 p.price, p.price_version
-             FROM partition_stock AS s JOIN products AS p ON p.id = s.product_id
-             WHERE $1::bigint[] IS NULL OR s.partition = ANY($1)",
-        );
+                 p.price, p.price_version, ",
+            terms_sql!("p."),
+            " FROM partition_stock AS s JOIN products AS p ON p.id = s.product_id
+             WHERE $1::bigint[] IS NULL OR s.partition = ANY($1)"
+        ));
         self.rows(query.bind(scope.selected()))
     }
 
@@ -268,18 +331,18 @@ impl Snapshot {
     pub fn unsettled_transfers(&mut self, scope: &Scope) -> Rows<'_, UnsettledTransferRow> {
         self.scoped(
             scope,
-            "SELECT p.id AS product_id, coalesce(a.partition, s.partition) AS partition, coalesce(a.allotted, 0) AS allotted,
+            concat!("SELECT p.id AS product_id, coalesce(a.partition, s.partition) AS partition, coalesce(a.allotted, 0) AS allotted,
                  coalesce(a.regained, 0) AS regained, coalesce(a.recovered, 0) AS recovered,
                  coalesce(s.received, 0) AS received, coalesce(s.returned, 0) AS returned,
                  coalesce(s.surrendered, 0) AS surrendered, coalesce(s.withheld, 0) AS withheld, p.name, p.category, p.price,
-                 p.price_version
+                 p.price_version, ", terms_sql!("p."), "
              FROM allotments AS a FULL JOIN partition_stock AS s
                  ON s.product_id = a.product_id AND s.partition = a.partition
              JOIN products AS p ON p.id = coalesce(a.product_id, s.product_id)
              WHERE (coalesce(a.allotted, 0), coalesce(a.regained, 0), coalesce(a.recovered, 0))
                      <> (coalesce(s.received, 0), coalesce(s.returned, 0), coalesce(s.surrendered, 0))
                 AND ($2::bigint[] IS NULL OR p.id % $1 = ANY($2) OR coalesce(a.partition, s.partition) = ANY($2))
-             ORDER BY p.id, 2",
+             ORDER BY p.id, 2"),
         )
     }
 

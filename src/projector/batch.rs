@@ -67,6 +67,7 @@ pub struct ProductInsert {
     pub name: String,
     pub category: String,
     pub price: Won,
+    pub terms: SaleTerms,
     pub at: Millis,
 }
 
@@ -74,7 +75,8 @@ pub struct ProductDescription {
     pub name: String,
     pub price: Won,
     pub category: String,
-    /// The number of the price.
+    pub terms: SaleTerms,
+    /// The number of the price and the terms.
     pub version: i64,
 }
 
@@ -210,14 +212,15 @@ impl Batch {
                     }
                 }
             }
-            Body::ProductCreated { product, name, price, units, category } => {
+            Body::ProductCreated { product, name, price, units, category, terms } => {
                 let (id, name, category) = (product.get(), name.clone(), category.clone());
-                self.new_products.push(ProductInsert { id, name, category, price: *price, at });
+                self.new_products.push(ProductInsert { id, name, category, price: *price, terms: *terms, at });
                 self.restock(*product, *units);
             }
-            Body::ProductUpdated { product, name, price, category, delta, version } => {
-                let (name, price, category, version) = (name.clone(), *price, category.clone(), *version);
-                self.descriptions.insert(product.get(), ProductDescription { name, price, category, version });
+            Body::ProductUpdated { product, name, price, category, delta, version, terms } => {
+                let (name, category) = (name.clone(), category.clone());
+                let (price, version, terms) = (*price, *version, *terms);
+                self.descriptions.insert(product.get(), ProductDescription { name, price, category, terms, version });
                 self.restock(*product, *delta);
             }
             Body::CampaignCreated(terms) => self.new_campaigns.push((terms.clone(), at)),

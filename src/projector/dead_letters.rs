@@ -206,11 +206,11 @@ impl Projector {
     /// history of it. A decision made meanwhile is projected later.
     async fn take_latest_description(&self, event: &mut Event) -> Result<(), NotApplied> {
         match &mut event.body {
-            Body::ProductUpdated { product, name, price, category, version, .. } => {
+            Body::ProductUpdated { product, name, price, category, version, terms, .. } => {
                 let latest = self.store.product(*product).await.map_err(latest_value_error)?;
                 (*name, *category) = (latest.name, latest.category);
                 let latest = self.store.price_of(*product).await.map_err(latest_value_error)?;
-                (*price, *version) = (latest.price, latest.version);
+                (*price, *terms, *version) = (latest.price, latest.terms, latest.version);
             }
             Body::CampaignUpdated { coupon, opens_at, closes_at } => {
                 let latest = self.store.campaign(*coupon).await?;

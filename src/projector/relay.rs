@@ -1,11 +1,12 @@
-//! Relays the effects of events to other partitions: the second step of a transfer of units, and changed prices.
+//! Relays the effects of events to other partitions: the second step of a transfer of units, changed prices and terms of sale,
+//! and the limits of groups.
 //!
 //! The request that decided has usually taken these steps itself; they are idempotent, so the relay then changes
 //! nothing. With one partition there is nothing to relay.
 
 use crate::{
     model::{
-        Call, Error, Partition,
+        Call, Error, Partition, ProductId,
         event::{Body, Event},
     },
     redis::{
@@ -13,6 +14,20 @@ use crate::{
         commands::{NumberedPrice, ReturnedUnits},
     },
 };
+
+/// Brings a changed price, or changed terms, of a product to the other partitions.
+async fn spread(store: &Store, product: ProductId, price: NumberedPrice) -> Result<(), Error> {
+    if price.version == 0 {
+        return Ok(());
+    }
+    store.price_spread(product, price).await?;
+    // The first partition may have lost the limit of the group: it has no event.
+    let Some((group, limit)) = price.terms.limit_group.zip(price.terms.limit_per_user) else { return Ok(()) };
+    if !store.limit_group_set(group, limit).await? {
+        tracing::error!(%product, %group, limit, "the group has another limit per user");
+    }
+    Ok(())
+}
 
 /// Relays committed events.
 ///
@@ -27,17 +42,19 @@ pub async fn relay(store: &Store, here: Partition, events: &[&Event]) -> Result<
         // The relayed steps belong to the same request.
         let call = Call::new(&event.request_id, None);
         let relayed = match &event.body {
-            Body::StockAllotted { product, partition, total, price, version, .. } => {
-                let price = NumberedPrice { price: *price, version: *version };
+            Body::StockAllotted { product, partition, total, price, version, terms, .. } => {
+                let price = NumberedPrice { price: *price, terms: *terms, version: *version };
                 store.stock_receive(&call, *partition, *product, *total, price).await
             }
             Body::StockReturned { product, total, withheld, .. } => {
                 let units = if *withheld { ReturnedUnits::Withheld } else { ReturnedUnits::OnSale };
                 store.stock_regain(&call, *product, here, *total, units).await
             }
-            Body::ProductUpdated { product, price, version, .. } if *version > 0 => {
-                let price = NumberedPrice { price: *price, version: *version };
-                store.price_spread(*product, price).await
+            Body::ProductCreated { product, price, terms, .. } => {
+                spread(store, *product, NumberedPrice::first(*price, *terms)).await
+            }
+            Body::ProductUpdated { product, price, version, terms, .. } => {
+                spread(store, *product, NumberedPrice { price: *price, terms: *terms, version: *version }).await
             }
             _ => Ok(()),
         };

@@ -9,11 +9,14 @@ use super::{findings::PossibleLosses, progress::Progress, sequences::LastIds};
 use crate::{
     config::Retention,
     model::{CouponId, Millis, OrderId, Partition, ProductId, RankingScope, Scope, UserId, event::unpack_reply},
-    postgres::snapshot::{self, AllotmentRow, PartitionStockRow, RemoteCouponRow, Snapshot},
+    postgres::{
+        queries::page::priced,
+        snapshot::{self, AllotmentRow, PartitionStockRow, RemoteCouponRow, Snapshot},
+    },
     redis::{
         Store,
         bulk::Bulk,
-        commands::{DAY_FORMAT, OwnSequence, SHARED_IDS_FROM},
+        commands::{DAY_FORMAT, GROUPS_IN, OwnSequence, SHARED_IDS_FROM},
         keys::Keys,
         queries::ranking::ranked_until,
         records::pack_coupon,
@@ -64,6 +67,17 @@ impl Loading<'_> {
             progress.row("users");
         }
         drop(rows);
+        let mut rows = snapshot.user_limits(self.scope);
+        while let Some(row) = rows.try_next().await? {
+            let owner = self.store.owner(row.user_id);
+            let user = Keys(owner).user(id(UserId::new, row.user_id)?);
+            bulk.field(owner, user, &row.field, row.units).await?;
+            progress.row("units that count against limits");
+        }
+        drop(rows);
+        for (group, limit) in snapshot.limit_groups_of_products().await? {
+            bulk.field(GROUPS_IN, Keys(GROUPS_IN).limit_groups(), group, limit).await?;
+        }
         let mut rows = snapshot.products(self.scope);
         while let Some(row) = rows.try_next().await? {
             self.product(bulk, &row).await?;
@@ -102,8 +116,8 @@ impl Loading<'_> {
         drop(rows);
         if self.store.partitions() > 1 {
             let mut rows = snapshot.changed_prices();
-            while let Some((product, price, version)) = rows.try_next().await? {
-                self.changed_price(bulk, product, price, version).await?;
+            while let Some((product, price, terms, version)) = rows.try_next().await? {
+                self.changed_price(bulk, product, priced(price, &terms), version).await?;
             }
         }
         let mut rows = snapshot.partition_stock(self.scope);
@@ -143,7 +157,7 @@ impl Loading<'_> {
         let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] =
             &[("name", Some(&row.name)), ("category", Some(&row.category)), ("stocked", Some(&row.stocked))];
         bulk.hash(here, keys.product(product), fields).await?;
-        bulk.field(here, keys.price(), row.id, row.price).await?;
+        bulk.field(here, keys.price(), row.id, priced(row.price, &row.terms)).await?;
         if row.price_version != 0 {
             bulk.field(here, keys.price_version(), row.id, row.price_version).await?;
         }
@@ -171,10 +185,16 @@ impl Loading<'_> {
     }
 
     /// A price that was brought to every partition.
-    async fn changed_price(&self, bulk: &mut Bulk<'_>, product: i64, price: i64, version: i64) -> anyhow::Result<()> {
+    async fn changed_price(
+        &self,
+        bulk: &mut Bulk<'_>,
+        product: i64,
+        price: String,
+        version: i64,
+    ) -> anyhow::Result<()> {
         let owner = self.store.owner(product);
         for here in self.scope.iter().filter(|here| *here != owner) {
-            bulk.field(here, Keys(here).price(), product, price).await?;
+            bulk.field(here, Keys(here).price(), product, &price).await?;
             bulk.field(here, Keys(here).price_version(), product, version).await?;
             bulk.field(here, Keys(here).stock(), product, 0).await?;
         }
@@ -184,7 +204,7 @@ impl Loading<'_> {
     async fn partition_stock(&self, bulk: &mut Bulk<'_>, row: &PartitionStockRow) -> anyhow::Result<()> {
         let here = Partition(row.partition as u16);
         let keys = Keys(here);
-        bulk.field(here, keys.price(), row.product_id, row.price).await?;
+        bulk.field(here, keys.price(), row.product_id, priced(row.price, &row.terms)).await?;
         bulk.field(here, keys.price_version(), row.product_id, row.price_version).await?;
         bulk.field(here, keys.stock(), row.product_id, row.on_sale).await?;
         let counts = [

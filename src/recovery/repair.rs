@@ -102,7 +102,7 @@ impl Repair<'_> {
                 [("product", product.to_string()), ("units", units.to_string()), ("total", row.allotted.to_string())];
             bulk.emit(other, self.now, "stock_received", &fields).await?;
             let keys = Keys(other);
-            bulk.field(other, keys.price(), product, price.price).await?;
+            bulk.field(other, keys.price(), product, price.packed()).await?;
             bulk.field(other, keys.price_version(), product, price.version).await?;
             bulk.count(other, keys.stock(), product, units).await?;
             bulk.field(other, keys.received(), product, row.allotted).await?;
@@ -125,6 +125,7 @@ impl Repair<'_> {
             ("total", row.received.to_string()),
             ("price", price.price.to_string()),
             ("version", price.version.to_string()),
+            ("terms", row.terms.clone()),
         ];
         bulk.emit(owner, self.now, "stock_allotted", &fields).await?;
         bulk.count(owner, Keys(owner).stock(), product, units).await?;
@@ -143,6 +144,7 @@ impl Repair<'_> {
             ("category", row.category.clone()),
             ("delta", units.to_string()),
             ("version", price.version.to_string()),
+            ("terms", row.terms.clone()),
         ];
         bulk.emit(owner, self.now, "product_updated", &fields).await?;
         bulk.count(owner, Keys(owner).product(product), "stocked", units).await?;
@@ -314,6 +316,9 @@ impl Repair<'_> {
         }
         let mut units = 0;
         for line in &lines {
+            if let Some(limit) = line.limit {
+                bulk.count(here, keys.user(user), limit.field(line.product_id), -line.quantity).await?;
+            }
             bulk.count(here, keys.held(), line.product_id, -line.quantity).await?;
             bulk.count(here, keys.stock(), line.product_id, line.quantity).await?;
             units += if line.product_id == product { line.quantity } else { 0 };
@@ -331,11 +336,14 @@ impl Repair<'_> {
         let Some(product) = ProductId::new(row.product_id) else {
             anyhow::bail!("{} in PostgreSQL is no id", row.product_id);
         };
+        let Ok(terms) = row.terms.parse() else {
+            anyhow::bail!("product {product} has the terms {:?} in PostgreSQL", row.terms);
+        };
         Ok(Transfer {
             product,
             owner: self.store.owner(row.product_id),
             other: Partition(row.partition as u16),
-            price: NumberedPrice { price: row.price, version: row.price_version },
+            price: NumberedPrice { price: row.price, terms, version: row.price_version },
         })
     }
 }

@@ -48,6 +48,7 @@ pub enum KeyKind {
     Surrendered,
     Freed,
     PriceVersion,
+    LimitGroups,
     RankUnits(NaiveDate),
     RankWon(NaiveDate),
 }
@@ -87,7 +88,8 @@ impl Keys {
         self.key(format_args!("idem:{digest}"))
     }
 
-    /// hash: `name balance entries tail open`, and by coupon id the user's coupons: `issue_no|issued_at|state|order|used_at`.
+    /// hash: `name balance entries tail open`; by coupon id the user's coupons, `issue_no|issued_at|state|order|used_at`; and what
+    /// the user has, held and paid, of each limit: `limit:product` and `group:name` in units.
     pub fn user(self, id: UserId) -> String {
         self.key(format_args!("user:{id}"))
     }
@@ -130,7 +132,7 @@ impl Keys {
         self.key(format_args!("catalogue:{category}"))
     }
 
-    /// hash: product id → won.
+    /// hash: product id → won, or `won|opens|closes|limit|group` with the terms of sale: see [`SaleTerms`](crate::model::SaleTerms).
     pub fn price(self) -> String {
         self.key(format_args!("price"))
     }
@@ -206,9 +208,14 @@ impl Keys {
         self.key(format_args!("freed"))
     }
 
-    /// hash: product id → the number of its price, which each change of the price increments.
+    /// hash: product id → the number of its price and terms of sale, which each change of either increments.
     pub fn price_version(self) -> String {
         self.key(format_args!("price_version"))
+    }
+
+    /// hash: group of products → its limit per user. In the first partition only.
+    pub fn limit_groups(self) -> String {
+        self.key(format_args!("limit_groups"))
     }
 
     /// zset: product id by units of paid orders, of one day.
@@ -254,6 +261,7 @@ impl Keys {
             KeyKind::Surrendered => self.surrendered(),
             KeyKind::Freed => self.freed(),
             KeyKind::PriceVersion => self.price_version(),
+            KeyKind::LimitGroups => self.limit_groups(),
             KeyKind::RankUnits(day) => self.rank_units(*day),
             KeyKind::RankWon(day) => self.rank_won(*day),
         }
@@ -299,6 +307,7 @@ impl Keys {
             ["surrendered"] => KeyKind::Surrendered,
             ["freed"] => KeyKind::Freed,
             ["price_version"] => KeyKind::PriceVersion,
+            ["limit_groups"] => KeyKind::LimitGroups,
             ["rank", "units", units] => KeyKind::RankUnits(day(units)?),
             ["rank", "won", won] => KeyKind::RankWon(day(won)?),
             _ => return None,
@@ -326,6 +335,7 @@ impl Keys {
             self.surrendered(),
             self.freed(),
             self.price_version(),
+            self.limit_groups(),
             self.serving(),
         ];
         let sets = [self.campaigns(), self.catalogue(), self.expiry(), self.gateway()];
@@ -377,7 +387,7 @@ mod tests {
             })
             .collect();
         let distinct: HashSet<_> = kinds.iter().map(std::mem::discriminant).collect();
-        assert_eq!((distinct.len(), kinds.len()), (32, 32), "a sample of each kind");
+        assert_eq!((distinct.len(), kinds.len()), (33, 33), "a sample of each kind");
         for foreign in
             ["", "meta", "{p0}:", "{p0}:metb", "{p00}:meta", "{p0}:user:01", "{p0}:user:0", "{p0}:rank:units:2026030"]
         {

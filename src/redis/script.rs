@@ -64,6 +64,7 @@ scripts! {
     STOCK_RETURN = "stock_return";
     STOCK_REGAIN = "stock_regain";
     PRICE_SET = "price_set";
+    LIMIT_GROUP_SET = "limit_group_set";
     USERS_CREATE = "users_create";
     PRODUCT_CREATE = "product_create";
     PRODUCT_UPDATE = "product_update";

@@ -1,6 +1,7 @@
 //! Compares the records of Redis with those of PostgreSQL, kind by kind.
 
 mod campaigns;
+mod limit_groups;
 mod orders;
 mod partition_stock;
 mod prices;

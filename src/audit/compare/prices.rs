@@ -34,7 +34,7 @@ impl Audit {
                         continue;
                     };
                     let what = format!("partition {}: product {id}:", here.0);
-                    wrong.extend(differ(&format!("{what} the price"), price, expected));
+                    wrong.extend(differ(&format!("{what} the price, with the terms of sale,"), price, expected));
                     wrong.extend(differ(&format!("{what} the number of the price"), version, number));
                 }
             }

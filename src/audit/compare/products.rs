@@ -11,6 +11,7 @@ use crate::{
         report::Findings,
     },
     model::Partition,
+    postgres::queries::page::priced,
     redis::queries::audit::ProductSeen,
 };
 
@@ -52,7 +53,7 @@ impl Audit {
                 wrong.extend([
                     differ("the name", field(fields, "name"), &row.name),
                     differ("the category", field(fields, "category"), &row.category),
-                    differ("the price", price, row.price),
+                    differ("the price, with the terms of sale,", price, priced(row.price, &row.terms)),
                     differ("the number of the price", or_zero(version), row.price_version),
                     differ("on sale", on_sale, row.on_sale),
                     differ("held", held, row.held),

@@ -53,7 +53,7 @@ impl Audit {
             let mut expected: BTreeMap<(String, i64), (i64, i64)> =
                 rows.into_iter().map(|row| ((row.day, row.product_id), (row.units, row.won))).collect();
             for (day, lines, sign) in &sales {
-                for OrderLine { product_id, quantity, price } in lines {
+                for OrderLine { product_id, quantity, price, .. } in lines {
                     let (units, won) = expected.entry((day.clone(), product_id.get())).or_default();
                     *units += sign * quantity;
                     *won += sign * quantity * price;

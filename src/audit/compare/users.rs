@@ -6,20 +6,20 @@ use crate::{
     audit::{
         Audit, PAGE,
         delta::{Moment, changed_balances},
-        expected::{expected_coupons, expected_users},
+        expected::{expected_coupons, expected_limits, expected_users},
         fields::{add_record, differ, differ_number, differ_text, field, one_sided, unknown_fields},
         report::Findings,
     },
     model::{CouponId, Partition, event},
-    postgres::snapshot::{CouponRow, UserRow},
+    postgres::snapshot::{CouponRow, UserLimitRow, UserRow},
     redis::{
         outbox::{Entry, StreamId},
         queries::audit::UserSeen,
     },
 };
 
-/// The rows of users and of their coupons, and the users in Redis.
-type UsersMoment = Moment<(Vec<UserRow>, Vec<CouponRow>), UserSeen>;
+/// The rows of users, of their coupons and of what they have of limits, and the users in Redis.
+type UsersMoment = Moment<(Vec<UserRow>, Vec<CouponRow>, Vec<UserLimitRow>), UserSeen>;
 
 /// What is left to check of users once they are compared.
 #[derive(Default)]
@@ -45,7 +45,10 @@ impl Audit {
             .moments(
                 here,
                 &pages,
-                async |snapshot, ids| Ok((snapshot.users_of(ids).await?, snapshot.coupons_of(ids).await?)),
+                async |snapshot, ids| {
+                    let (users, coupons) = (snapshot.users_of(ids).await?, snapshot.coupons_of(ids).await?);
+                    Ok((users, coupons, snapshot.user_limits_of(ids).await?))
+                },
                 async |outbox, ids| self.store.inspect_users(here, outbox, ids).await,
             )
             .await?;
@@ -95,10 +98,11 @@ impl Audit {
 
 /// Compares a page of users.
 fn compare_users(ids: &[i64], moment: UsersMoment, findings: &mut Findings, followed: &mut Followed) {
-    let Moment { rows: (users, coupons), seen, since, projected_entry, .. } = moment;
+    let Moment { rows: (users, coupons, limits), seen, since, projected_entry, .. } = moment;
     let expected = expected_users(users, &since);
     let mut expected_coupons = expected_coupons(coupons, &since);
-    for (id, UserSeen { fields, coupons }) in ids.iter().zip(&seen) {
+    let mut expected_limits = expected_limits(limits, &since);
+    for (id, UserSeen { fields, coupons, limits }) in ids.iter().zip(&seen) {
         let row = expected.get(id);
         let mut wrong = vec![one_sided(!fields.is_empty() || !coupons.is_empty(), row.is_some())];
         if let (Some(row), false) = (row, fields.is_empty()) {
@@ -123,6 +127,11 @@ fn compare_users(ids: &[i64], moment: UsersMoment, findings: &mut Findings, foll
                     _ => wrong.push(Some(format!("its last balance change is in no entry {tail:?}"))),
                 },
             }
+        }
+        let has: BTreeMap<String, i64> = expected_limits.remove(id).unwrap_or_default();
+        for limit in limits.keys().chain(has.keys().filter(|limit| !limits.contains_key(limit))) {
+            let (redis, postgres) = (limits.get(limit).map_or("0", String::as_str), has.get(limit).unwrap_or(&0));
+            wrong.push(differ(&format!("what it has of {limit}"), redis, postgres));
         }
         let expected: BTreeMap<i64, String> = expected_coupons.remove(id).unwrap_or_default();
         for coupon in coupons.keys().chain(expected.keys().filter(|coupon| !coupons.contains_key(coupon))) {

@@ -11,8 +11,8 @@ use crate::{
     http::{
         error::Code,
         extract::{
-            decode::not_null,
-            fields::{Bounded, Text},
+            decode::{not_null, nullable},
+            fields::{Bounded, LocalTime, Text},
             params::PathId,
             write::{RequestBody, Write},
         },
@@ -21,8 +21,19 @@ use crate::{
         routes::products::ProductResponse,
         state::AppState,
     },
-    model::{Category, MAX_PRICE, MAX_STOCK, NewProduct, ProductId, ProductPatch, UserId},
+    model::{
+        Category, LimitGroup, MAX_LIMIT_PER_USER, MAX_PRICE, MAX_STOCK, Millis, NewProduct, ProductId, ProductPatch,
+        SaleTerms, SaleTermsPatch, UserId,
+    },
 };
+
+/// A limit of units per user.
+type PerUser = Bounded<1, { MAX_LIMIT_PER_USER }>;
+
+/// The instant of a time that may be absent; `None` if the zone skips it.
+fn instant(time: Option<LocalTime>, zone: Tz) -> Option<Option<Millis>> {
+    time.map(|time| time.instant(zone).ok_or(())).transpose().ok()
+}
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
@@ -33,7 +44,10 @@ pub fn router() -> OpenApiRouter<AdminState> {
 #[serde(rename_all = "camelCase")]
 #[schema(
     description = "상품 생성 요청",
-    example = json!({ "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50, "category": "SHOES" }),
+    example = json!({
+        "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50, "category": "SHOES",
+        "opensAt": "2024-04-04T10:00:00", "closesAt": "2024-04-05T10:00:00", "limitPerUser": 1, "limitGroup": "AIR-FORCE"
+    }),
 )]
 struct CreateProductRequest {
     /// 상품 이름
@@ -44,6 +58,14 @@ struct CreateProductRequest {
     stock_quantity: Bounded<0, { MAX_STOCK }>,
     /// 카테고리
     category: Category,
+    /// 판매 시작 시각: 없거나 null이면 바로 판매합니다
+    opens_at: Option<LocalTime>,
+    /// 판매 종료 시각: 없거나 null이면 계속 판매합니다
+    closes_at: Option<LocalTime>,
+    /// 1인당 구매 가능 수량: 없거나 null이면 제한하지 않습니다
+    limit_per_user: Option<PerUser>,
+    /// 1인당 구매 가능 수량을 함께 쓰는 상품 그룹: 같은 그룹의 상품은 수량 제한이 같아야 합니다
+    limit_group: Option<LimitGroup>,
 }
 
 impl RequestBody for CreateProductRequest {
@@ -51,9 +73,16 @@ impl RequestBody for CreateProductRequest {
 
     const INVALID: Code = Code::InvalidRequest;
 
-    fn validate(self, _zone: Tz) -> Option<NewProduct> {
-        let CreateProductRequest { product_name, price, stock_quantity, category } = self;
-        Some(NewProduct { name: product_name.into(), price: price.get(), stock: stock_quantity.get(), category })
+    fn validate(self, zone: Tz) -> Option<NewProduct> {
+        let CreateProductRequest { product_name, price, stock_quantity, category, .. } = self;
+        let terms = SaleTerms {
+            opens_at: instant(self.opens_at, zone)?,
+            closes_at: instant(self.closes_at, zone)?,
+            limit_per_user: self.limit_per_user.map(Bounded::get),
+            limit_group: self.limit_group,
+        };
+        let (name, price, stock) = (product_name.into(), price.get(), stock_quantity.get());
+        terms.are_valid().then_some(NewProduct { name, price, stock, category, terms })
     }
 
     fn user(_: &Self::Valid) -> Option<UserId> {
@@ -71,7 +100,7 @@ documented_errors! { CreateErrors {
     operation_id = "createProduct",
     tag = "운영",
     summary = "상품 생성",
-    description = "상품을 생성합니다.",
+    description = "상품을 생성합니다. 판매 기간과 1인당 구매 가능 수량을 정할 수 있습니다.",
     request_body(content = CreateProductRequest),
     responses((status = 201, description = "상품 생성 성공", body = ProductResponse), CreateErrors)
 )]
@@ -81,7 +110,8 @@ async fn create(
 ) -> Done<ProductResponse> {
     let created = app.engine.create_product(&call, product).await?;
     let id = created.value.product_id.get();
-    Ok(Answer::created(created.map(ProductResponse::from)).naming("productId", id))
+    let zone = app.engine.zone();
+    Ok(Answer::created(created.map(|product| ProductResponse::new(product, zone))).naming("productId", id))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -104,6 +134,22 @@ struct UpdateProductRequest {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     stock_delta: Option<Bounded<{ -MAX_STOCK }, { MAX_STOCK }>>,
+    /// 판매 시작 시각: null이면 바로 판매합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LocalTime>)]
+    opens_at: Option<Option<LocalTime>>,
+    /// 판매 종료 시각: null이면 계속 판매합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LocalTime>)]
+    closes_at: Option<Option<LocalTime>>,
+    /// 1인당 구매 가능 수량: null이면 제한하지 않습니다. 제한이 있는 동안의 주문만 셉니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<PerUser>)]
+    limit_per_user: Option<Option<PerUser>>,
+    /// 1인당 구매 가능 수량을 함께 쓰는 상품 그룹: 같은 그룹의 상품은 수량 제한이 같아야 합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LimitGroup>)]
+    limit_group: Option<Option<LimitGroup>>,
 }
 
 impl RequestBody for UpdateProductRequest {
@@ -112,17 +158,33 @@ impl RequestBody for UpdateProductRequest {
     const INVALID: Code = Code::InvalidRequest;
 
     fn changes_nothing(&self) -> bool {
-        let UpdateProductRequest { product_name, price, category, stock_delta } = self;
-        product_name.is_none() && price.is_none() && category.is_none() && stock_delta.is_none()
+        let UpdateProductRequest { product_name, price, category, stock_delta, .. } = self;
+        let UpdateProductRequest { opens_at, closes_at, limit_per_user, limit_group, .. } = self;
+        let keeps_terms =
+            opens_at.is_none() && closes_at.is_none() && limit_per_user.is_none() && limit_group.is_none();
+        keeps_terms && product_name.is_none() && price.is_none() && category.is_none() && stock_delta.is_none()
     }
 
-    fn validate(self, _zone: Tz) -> Option<ProductPatch> {
-        let UpdateProductRequest { product_name, price, category, stock_delta } = self;
-        Some(ProductPatch {
+    fn validate(self, zone: Tz) -> Option<ProductPatch> {
+        let UpdateProductRequest { product_name, price, category, stock_delta, .. } = self;
+        let moved = |time: Option<Option<LocalTime>>| time.map(|time| instant(time, zone).ok_or(())).transpose().ok();
+        let terms = SaleTermsPatch {
+            opens_at: moved(self.opens_at)?,
+            closes_at: moved(self.closes_at)?,
+            limit_per_user: self.limit_per_user.map(|limit| limit.map(Bounded::get)),
+            limit_group: self.limit_group,
+        };
+        let window = SaleTerms {
+            opens_at: terms.opens_at.flatten(),
+            closes_at: terms.closes_at.flatten(),
+            ..SaleTerms::default()
+        };
+        window.are_valid().then_some(ProductPatch {
             name: product_name.map(String::from),
             price: price.map(Bounded::get),
             category,
             stock_delta: stock_delta.map(Bounded::get),
+            terms,
         })
     }
 
@@ -143,7 +205,7 @@ documented_errors! { UpdateErrors {
     operation_id = "updateProduct",
     tag = "운영",
     summary = "상품 변경",
-    description = "상품의 이름, 가격, 카테고리를 바꾸거나 재고를 늘리고 줄입니다.",
+    description = "상품의 이름, 가격, 카테고리, 판매 기간, 1인당 구매 가능 수량을 바꾸거나 재고를 늘리고 줄입니다.",
     params(("productId" = i64, Path, description = "productId")),
     request_body(content = UpdateProductRequest),
     responses((status = 200, description = "상품 변경 성공", body = ProductResponse), UpdateErrors)
@@ -154,5 +216,5 @@ async fn update(
     Write { call, body: patch }: Write<UpdateProductRequest>,
 ) -> Done<ProductResponse> {
     let updated = app.engine.update_product(&call, product.valid()?, patch).await?;
-    Ok(Answer::ok(updated.map(ProductResponse::from)))
+    Ok(Answer::ok(updated.map(|product| ProductResponse::new(product, app.engine.zone()))))
 }

@@ -66,6 +66,13 @@ pub fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D)
     T::deserialize(deserializer).map(Some)
 }
 
+/// A field that may be absent, or null: for `#[serde(default)]`. Null is `Some(None)`.
+pub fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
 /// A `T` from a JSON object: serde would also decode a struct from an array.
 #[derive(Clone, Copy, Debug)]
 pub struct Object<T>(pub T);

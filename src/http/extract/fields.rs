@@ -13,7 +13,7 @@ use utoipa::openapi::{KnownFormat, ObjectBuilder, SchemaFormat, schema::Type};
 use super::decode::{Whole, decimal};
 use crate::{
     http::error::Code,
-    model::{Category, CouponId, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId},
+    model::{Category, CouponId, LimitGroup, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId},
 };
 
 /// Describes a field's type. Its name in Rust keeps two types apart until the document has them in place.
@@ -206,6 +206,14 @@ impl<const MAX: usize> From<Prefix<MAX>> for String {
 field_schema! { Prefix<MAX>, string().max_length(Some(MAX)).pattern(Some(PREFIX_PATTERN)), [const MAX: usize] }
 
 text_field! { Category, "^[A-Z][A-Z0-9_]{0,31}$" }
+
+text_field! { LimitGroup, "^[A-Z0-9_-]{1,32}$" }
+
+impl Serialize for LimitGroup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
 
 /// The wall-clock time of a request: `2024-04-04T14:45:00`, with or without a fraction of a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

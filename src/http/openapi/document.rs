@@ -20,7 +20,9 @@ use crate::{
         error::Code,
         headers::{CSRF_HEADER, X_UNKNOWN_FIELDS},
     },
-    model::{CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, TransactionType},
+    model::{
+        CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, SaleStatus, TransactionType,
+    },
 };
 
 /// The names of the operators' security schemes: a token; or a session's cookie and the header that goes with it.
@@ -107,6 +109,7 @@ pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
         components.schemas.extend([
             words("PaymentType", "결제 수단", PaymentType::ALL),
             words("OrderStatus", "주문 상태", OrderStatus::ALL),
+            words("SaleStatus", "판매 상태", SaleStatus::ALL),
             words("CloseReason", "주문 종료 사유", CloseReason::ALL),
             words("CouponStatus", "쿠폰 상태", CouponStatus::ALL),
             words("DiscountType", "할인 유형", DiscountType::ALL),

@@ -19,7 +19,10 @@ use crate::{
         reply::{Answer, Done, Found},
         state::AppState,
     },
-    model::{CampaignTerms, CouponId, Discount, DiscountType, Error, IssuedCoupon, Millis, Product, ProductId, Reply},
+    model::{
+        CampaignTerms, CouponId, Discount, DiscountType, Error, IssuedCoupon, Millis, Product, ProductId, Reply,
+        SaleTerms,
+    },
 };
 
 pub fn router() -> Router<AppState> {
@@ -43,7 +46,9 @@ async fn issue(
     Ok(Answer::ok(Reply { value: CouponIssueResponse::new(value, app.engine.zone()), replayed: false }))
 }
 
-async fn product(product: PathId<ProductId>) -> Found<ProductResponse> {
+async fn product(State(app): State<AppState>, product: PathId<ProductId>) -> Found<ProductResponse> {
     let (name, category) = ("나이키 에어포스".to_owned(), "SHOES".to_owned());
-    Ok(Json(Product { product_id: product.valid()?, name, price: 139_000, stock: 100_000, category }.into()))
+    let (product_id, terms, read_at) = (product.valid()?, SaleTerms::default(), app.engine.clock().now());
+    let product = Product { product_id, name, price: 139_000, stock: 100_000, category, terms, read_at };
+    Ok(Json(ProductResponse::new(product, app.engine.zone())))
 }

@@ -120,7 +120,7 @@ documented_errors! { PlaceErrors {
     "잘못된 주문 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidOrder, InvalidCoupon],
     "잔액 부족" => [InsufficientBalance],
     "사용자를 찾을 수 없음" => [UserNotFound, ProductNotFound],
-    "재고 부족" => [SoldOut, InsufficientStock],
+    "재고 부족" => [SoldOut, InsufficientStock, NotOnSale, PurchaseLimitExceeded],
     "서버 오류" => [Internal],
 }}
 

@@ -1,6 +1,7 @@
 //! 상품: products and the popular ones.
 
 use axum::{Json, extract::State};
+use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -17,7 +18,7 @@ use crate::{
         reply::Found,
         state::AppState,
     },
-    model::{Category, Product, ProductId, RankedProduct, RankingScope, UserId},
+    model::{Category, Product, ProductId, RankedProduct, RankingScope, SaleStatus, SaleTerms, UserId},
 };
 
 /// The documented routes.
@@ -39,16 +40,37 @@ pub struct ProductResponse {
     stock_quantity: i64,
     /// 카테고리: OUTER, TOP, BOTTOM, SHOES 또는 그 밖의 분류
     category: String,
+    /// 판매 상태
+    sale_status: SaleStatus,
+    /// 판매 시작 시각: null이면 제한이 없습니다
+    #[schema(required = true, example = "2024-04-04T10:00:00")]
+    opens_at: Option<String>,
+    /// 판매 종료 시각: null이면 제한이 없습니다
+    #[schema(required = true, example = "2024-04-05T10:00:00")]
+    closes_at: Option<String>,
+    /// 1인당 구매 가능 수량: null이면 제한이 없습니다
+    #[schema(required = true)]
+    limit_per_user: Option<i64>,
+    /// 1인당 구매 가능 수량을 함께 쓰는 상품 그룹
+    #[schema(required = true)]
+    limit_group: Option<String>,
 }
 
-impl From<Product> for ProductResponse {
-    fn from(product: Product) -> Self {
+impl ProductResponse {
+    pub fn new(product: Product, zone: Tz) -> Self {
+        let sale_status = product.sale_status();
+        let SaleTerms { opens_at, closes_at, limit_per_user, limit_group } = product.terms;
         ProductResponse {
             product_id: product.product_id.get(),
             product_name: product.name,
             price: product.price,
             stock_quantity: product.stock,
             category: product.category,
+            sale_status,
+            opens_at: opens_at.map(|at| at.local(zone)),
+            closes_at: closes_at.map(|at| at.local(zone)),
+            limit_per_user,
+            limit_group: limit_group.map(|group| group.to_string()),
         }
     }
 }
@@ -67,13 +89,15 @@ documented_errors! { ProductErrors {
     responses(
         (status = 200, description = "상품 조회 성공", body = ProductResponse, example = json!({
             "productId": 123, "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50,
-            "category": "SHOES"
+            "category": "SHOES", "saleStatus": "ON_SALE", "opensAt": "2024-04-04T10:00:00",
+            "closesAt": "2024-04-05T10:00:00", "limitPerUser": 1, "limitGroup": "AIR-FORCE"
         })),
         ProductErrors,
     )
 )]
 async fn product(State(app): State<AppState>, product: PathId<ProductId>) -> Found<ProductResponse> {
-    Ok(Json(app.engine.product(product.valid()?).await?.into()))
+    let product = app.engine.product(product.valid()?).await?;
+    Ok(Json(ProductResponse::new(product, app.engine.zone())))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -222,7 +246,8 @@ async fn products(
     let PageParams { page, size } = page.valid()?;
     let ProductsParams { category } = params.valid()?;
     let products = app.engine.products(page.get(), size.get(), category).await?;
-    Ok(Json(PageResponse::new(products, ProductResponse::from)))
+    let zone = app.engine.zone();
+    Ok(Json(PageResponse::new(products, |product| ProductResponse::new(product, zone))))
 }
 
 #[cfg(test)]

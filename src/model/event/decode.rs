@@ -192,6 +192,7 @@ impl Body {
                 price: f.count("price")?,
                 units: f.units("units")?,
                 category: f.text("category")?.to_owned(),
+                terms: f.terms("terms")?,
             },
             "product_updated" => Body::ProductUpdated {
                 product: f.id("product", ProductId::new)?,
@@ -200,6 +201,7 @@ impl Body {
                 category: f.text("category")?.to_owned(),
                 delta: f.change("delta")?,
                 version: f.later_count("version")?,
+                terms: f.terms("terms")?,
             },
             "campaign_created" => Body::CampaignCreated(CampaignTerms {
                 coupon_id: f.id("coupon", CouponId::new)?,
@@ -337,6 +339,7 @@ impl Body {
                 total: f.count("total")?,
                 price: f.count("price")?,
                 version: f.count("version")?,
+                terms: f.terms("terms")?,
             },
             "stock_received" => Body::StockReceived {
                 product: f.id("product", ProductId::new)?,

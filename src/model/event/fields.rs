@@ -101,6 +101,12 @@ impl<'a> EventFields<'a> {
         }
     }
 
+    /// Terms of sale, which older events do not have.
+    pub(super) fn terms(&self, name: &str) -> Result<SaleTerms, BadEvent> {
+        let text = self.get(name).unwrap_or_default();
+        text.parse().map_err(|_| Self::bad(name, text))
+    }
+
     pub(super) fn partition(&self, name: &str) -> Result<Partition, BadEvent> {
         let text = self.text(name)?;
         text.parse().map(Partition).map_err(|_| Self::bad(name, text))

@@ -64,6 +64,7 @@ pub enum Body {
         price: Won,
         units: i64,
         category: String,
+        terms: SaleTerms,
     },
     ProductUpdated {
         product: ProductId,
@@ -71,8 +72,9 @@ pub enum Body {
         price: Won,
         category: String,
         delta: i64,
-        /// The number of the price.
+        /// The number of the price and the terms.
         version: i64,
+        terms: SaleTerms,
     },
     CampaignCreated(CampaignTerms),
     CampaignUpdated {
@@ -113,8 +115,9 @@ pub enum Body {
         /// The units that it ever gave to that partition, with these.
         total: i64,
         price: Won,
-        /// The number of the price.
+        /// The number of the price and the terms.
         version: i64,
+        terms: SaleTerms,
     },
     /// The same units, on sale in the other partition, the event's.
     StockReceived {

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Unpacks lines from `product:quantity:price,...`; `None` if the text has another form.
+/// Unpacks lines from `product:quantity:price,...`, with `:group` after the price of a line that counts against a limit; `None` if the
+/// text has another form.
 pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
     if packed.is_empty() {
         return Some(Vec::new());
@@ -11,9 +12,11 @@ pub fn unpack_lines(packed: &str) -> Option<Vec<OrderLine>> {
     (lines.len() <= MAX_ORDER_LINES).then_some(lines)
 }
 
-/// Packs lines as `product:quantity:price,...`.
+/// Packs lines as [`unpack_lines`] reads them.
 pub fn pack_lines(lines: &[OrderLine]) -> String {
-    let packed = lines.iter().map(|line| format!("{}:{}:{}", line.product_id, line.quantity, line.price));
+    let limit = |line: &OrderLine| line.limit.map(|limit| format!(":{}", limit.as_str())).unwrap_or_default();
+    let packed =
+        lines.iter().map(|line| format!("{}:{}:{}{}", line.product_id, line.quantity, line.price, limit(line)));
     packed.collect::<Vec<_>>().join(",")
 }
 
@@ -34,5 +37,6 @@ fn unpack_line(packed: &str) -> Option<OrderLine> {
     let product_id = ProductId::new(parts.next()?.parse().ok()?)?;
     let quantity = parts.next()?.parse().ok().filter(|q| (1..=MAX_LINE_QUANTITY).contains(q))?;
     let price = parts.next()?.parse().ok().filter(|p| (0..=MAX_PRICE).contains(p))?;
-    parts.next().is_none().then_some(OrderLine { product_id, quantity, price })
+    let limit = parts.next().map(str::parse).transpose().ok()?;
+    parts.next().is_none().then_some(OrderLine { product_id, quantity, price, limit })
 }

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::postgres::snapshot::{
     AllotmentRow, CampaignRow, CouponRow, OrderRow, PartitionStockRow, ProductRow, RankRow, RecordRow, RemoteCouponRow,
-    Snapshot, UserRow, orders_sql,
+    Snapshot, UserLimitRow, UserRow, orders_sql, terms_sql, user_limits_sql,
 };
 
 /// The kinds of records that the audit compares.
@@ -40,6 +40,11 @@ fn consecutive(ids: &[i64]) -> Option<(i64, i64)> {
     let (first, last) = (*ids.first()?, *ids.last()?);
     let all = last.checked_sub(first)?.checked_add(1)?;
     (ids.is_sorted() && all / 3 * 2 <= ids.len() as i64).then_some((first, last))
+}
+
+/// A price with packed terms of sale, as Redis keeps both.
+pub fn priced(price: i64, terms: &str) -> String {
+    if terms.is_empty() { price.to_string() } else { format!("{price}|{terms}") }
 }
 
 impl Snapshot {
@@ -165,6 +170,11 @@ impl Snapshot {
         .await
     }
 
+    /// What these users have of limits.
+    pub async fn user_limits_of(&mut self, users: &[i64]) -> sqlx::Result<Vec<UserLimitRow>> {
+        sqlx::query_as(user_limits_sql!("o.user_id = ANY($1)")).bind(users).fetch_all(self.connection()).await
+    }
+
     /// The coupons of these users, and possibly of others between them.
     pub async fn coupons_of(&mut self, users: &[i64]) -> sqlx::Result<Vec<CouponRow>> {
         if let Some((first, last)) = consecutive(users) {
@@ -206,10 +216,11 @@ impl Snapshot {
     }
 
     pub async fn products_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<ProductRow>> {
-        sqlx::query_as(
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version FROM products
-             WHERE id = ANY($1)",
-        )
+        sqlx::query_as(concat!(
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version, ",
+            terms_sql!(""),
+            " FROM products WHERE id = ANY($1)"
+        ))
         .bind(ids)
         .fetch_all(self.connection())
         .await
@@ -249,7 +260,7 @@ impl Snapshot {
     ) -> sqlx::Result<Vec<PartitionStockRow>> {
         sqlx::query_as(
             "SELECT product_id, partition, on_sale, held, sold, withheld, received, returned, surrendered, 0::bigint AS price,
-                 0::bigint AS price_version
+                 0::bigint AS price_version, '' AS terms
              FROM partition_stock WHERE partition = $1 AND product_id = ANY($2)",
         )
         .bind(i32::from(partition))

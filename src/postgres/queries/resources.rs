@@ -102,7 +102,8 @@ async fn with_lines_and_payments(db: &Connection, rows: Vec<orders::Model>) -> R
     let mut lines_of: HashMap<i64, Vec<OrderLine>> = HashMap::new();
     for line in lines {
         let Some(product_id) = ProductId::new(line.product_id) else { continue };
-        let line_of_order = OrderLine { product_id, quantity: line.quantity, price: line.price };
+        let limit = line.limit_group.as_deref().map(parse_name).transpose()?;
+        let line_of_order = OrderLine { product_id, quantity: line.quantity, price: line.price, limit };
         lines_of.entry(line.order_id).or_default().push(line_of_order);
     }
     let mut payment_of: HashMap<i64, payments::Model> = payments.into_iter().map(|row| (row.order_id, row)).collect();

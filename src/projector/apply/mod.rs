@@ -47,6 +47,11 @@ fn optional_ms(at: Option<Millis>) -> i64 {
     at.map_or(0, ms)
 }
 
+/// A time that an operator sets, which may be 0; no time is -1.
+fn operator_ms(at: Option<Millis>) -> i64 {
+    at.map_or(-1, ms)
+}
+
 struct Apply<'a>(&'a DatabaseTransaction);
 
 impl Apply<'_> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Apply, ApplyError, column, ms, optional_ms};
 use crate::{
-    model::event,
+    model::{CountedLimit, event},
     projector::batch::{Batch, OrderState},
 };
 
@@ -49,14 +49,18 @@ pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErr
     db.run(
         "new order lines",
         lines.len(),
-        "INSERT INTO order_lines (order_id, product_id, quantity, price, place)
-         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])",
+        "INSERT INTO order_lines (order_id, product_id, quantity, price, place, limit_group)
+         SELECT id, product, quantity, price, place, NULLIF(of_group, '*')
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[])
+             AS new (id, product, quantity, price, place, of_group)",
         vec![
             column!(lines, (order, ..) => *order),
             column!(lines, (.., line) => line.product_id.get()),
             column!(lines, (.., line) => line.quantity),
             column!(lines, (.., line) => line.price),
             column!(lines, (_, place, _) => *place),
+            // No group has this name.
+            column!(lines, (.., line) => line.limit.as_ref().map_or("*", CountedLimit::as_str).to_owned()),
         ],
     )
     .await?;

@@ -1,7 +1,15 @@
 //! Products: descriptions, counters of units, and the transfers of units between partitions.
 
-use super::{Apply, ApplyError, column, ms};
-use crate::{model::Partition, projector::batch::Batch};
+use super::{Apply, ApplyError, column, ms, operator_ms};
+use crate::{
+    model::{LimitGroup, Partition, SaleTerms},
+    projector::batch::Batch,
+    redis::commands::NumberedPrice,
+};
+
+fn group(terms: &SaleTerms) -> String {
+    terms.limit_group.as_ref().map_or("", LimitGroup::as_str).to_owned()
+}
 
 pub(super) async fn products(
     db: &Apply<'_>,
@@ -12,16 +20,25 @@ pub(super) async fn products(
     db.run(
         "new products",
         new.len(),
-        "INSERT INTO products (id, name, category, price, on_sale, held, sold, stocked, created_at)
-         SELECT id, name, category, price, 0, 0, 0, 0, to_timestamp(at::float8 / 1000)
-         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[])
-             AS new (id, name, category, price, at)",
+        "INSERT INTO products (id, name, category, price, on_sale, held, sold, stocked, created_at, opens_at, closes_at,
+             limit_per_user, limit_group, price_version)
+         SELECT id, name, category, price, 0, 0, 0, 0, to_timestamp(at::float8 / 1000),
+             to_timestamp(NULLIF(opens, -1) / 1000.0), to_timestamp(NULLIF(closes, -1) / 1000.0), NULLIF(units, 0),
+             NULLIF(of_group, ''), version
+         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::text[], $10::bigint[])
+             AS new (id, name, category, price, at, opens, closes, units, of_group, version)",
         vec![
             column!(new, p => p.id),
             column!(new, p => p.name.clone()),
             column!(new, p => p.category.clone()),
             column!(new, p => p.price),
             column!(new, p => ms(p.at)),
+            column!(new, p => operator_ms(p.terms.opens_at)),
+            column!(new, p => operator_ms(p.terms.closes_at)),
+            column!(new, p => p.terms.limit_per_user.unwrap_or(0)),
+            column!(new, p => group(&p.terms)),
+            column!(new, p => NumberedPrice::first(p.price, p.terms).version),
         ],
     )
     .await?;
@@ -29,9 +46,12 @@ pub(super) async fn products(
     db.run(
         "products",
         described.len(),
-        "UPDATE products SET name = new.name, price = new.price, category = new.category, price_version = new.version
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
-             AS new (id, name, price, category, version)
+        "UPDATE products SET name = new.name, price = new.price, category = new.category, price_version = new.version,
+             opens_at = to_timestamp(NULLIF(opens, -1) / 1000.0), closes_at = to_timestamp(NULLIF(closes, -1) / 1000.0),
+             limit_per_user = NULLIF(units, 0), limit_group = NULLIF(of_group, '')
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::text[])
+             AS new (id, name, price, category, version, opens, closes, units, of_group)
          WHERE products.id = new.id",
         vec![
             column!(described, (id, _) => **id),
@@ -39,6 +59,10 @@ pub(super) async fn products(
             column!(described, (_, product) => product.price),
             column!(described, (_, product) => product.category.clone()),
             column!(described, (_, product) => product.version),
+            column!(described, (_, product) => operator_ms(product.terms.opens_at)),
+            column!(described, (_, product) => operator_ms(product.terms.closes_at)),
+            column!(described, (_, product) => product.terms.limit_per_user.unwrap_or(0)),
+            column!(described, (_, product) => group(&product.terms)),
         ],
     )
     .await?;

@@ -3,10 +3,19 @@
 use super::Created;
 use crate::{
     model::{
-        Call, Category, Error, MAX_STOCK, NewProduct, Partition, Product, ProductId, ProductPatch, Reply, UserId, Won,
+        Call, Category, Error, LimitGroup, MAX_STOCK, NewProduct, Partition, Product, ProductId, ProductPatch, Reply,
+        SaleTermsPatch, UserId, Won,
     },
-    redis::{Store, keys::Keys, reply_code::ReplyCode, script},
+    redis::{
+        Store,
+        keys::Keys,
+        reply_code::ReplyCode,
+        script::{self, Invocation},
+    },
 };
+
+/// The partition that has the limits of groups of products.
+pub const GROUPS_IN: Partition = Partition(0);
 
 /// Users that one script creates: all of one partition.
 #[derive(Clone, Debug)]
@@ -66,12 +75,30 @@ impl Store {
             .key(keys.stock())
             .key(keys.catalogue())
             .key(keys.category(new.category.as_str()))
+            .key(keys.price_version())
             .arg(id.get())
             .arg(&new.name)
             .arg(new.price)
             .arg(new.stock)
-            .arg(new.category.as_str());
+            .arg(new.category.as_str())
+            .arg(new.terms.to_string());
         Created::of(&self.decide(call, here, &invocation).await?)
+    }
+
+    /// `limit_group_set.lua`: gives a group its limit per user. False, and no change, if it has another one.
+    ///
+    /// # Errors
+    /// The [shared refusals](super#shared-refusals). A repeat is safe.
+    pub async fn limit_group_set(&self, group: LimitGroup, limit: i64) -> Result<bool, Error> {
+        let keys = Keys(GROUPS_IN);
+        let mut invocation = Invocation::new(&script::LIMIT_GROUP_SET);
+        invocation.key(keys.meta()).key(keys.limit_groups()).arg(group.as_str()).arg(limit);
+        let reply = self.run_script(GROUPS_IN, &invocation).await?;
+        match reply.code {
+            ReplyCode::GroupSet | ReplyCode::Unchanged => Ok(true),
+            ReplyCode::OtherLimit => Ok(false),
+            _ => Err(reply.unexpected()),
+        }
     }
 
     /// `stock_release.lua`: the units that are still withheld.
@@ -93,7 +120,8 @@ impl Store {
         }
     }
 
-    /// `product_update.lua`: the changed product and the number of its price; `None`, and no change, if its category is no longer `had`.
+    /// `product_update.lua`: the changed product and the number of its price; `None`, and no change, if its category, or the terms
+    /// that the patch changes, are no longer those of `had`.
     /// `elsewhere`: the units that other partitions have on sale, which the reply counts.
     ///
     /// # Errors
@@ -102,35 +130,42 @@ impl Store {
     pub async fn product_update(
         &self,
         call: &Call,
-        id: ProductId,
-        had: &str,
+        had: &Product,
         patch: &ProductPatch,
         elsewhere: i64,
     ) -> Result<Option<Reply<(Product, i64)>>, Error> {
+        let id = had.product_id;
         let here = self.owner(id.get());
         let keys = Keys(here);
-        let category = patch.category.as_ref().map_or(had, Category::as_str);
+        let category = patch.category.as_ref().map_or(had.category.as_str(), Category::as_str);
+        let changes_terms = patch.terms != SaleTermsPatch::default();
         let mut invocation = self.begin(call, &script::PRODUCT_UPDATE, here);
         invocation
             .key(keys.product(id))
             .key(keys.price())
             .key(keys.stock())
-            .key(keys.category(had))
+            .key(keys.category(&had.category))
             .key(keys.category(category))
             .key(keys.price_version())
             .arg(id.get())
             .arg(patch.name.as_deref().unwrap_or(""))
             .arg(patch.price.map(|price| price.to_string()).unwrap_or_default())
-            .arg(had)
+            .arg(&had.category)
             .arg(category)
             .arg(patch.stock_delta.unwrap_or(0))
             .arg(MAX_STOCK)
-            .arg(elsewhere);
+            .arg(elsewhere)
+            .arg(if changes_terms { "1" } else { "0" })
+            .arg(had.terms.to_string())
+            .arg(patch.terms.of(had.terms).to_string());
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Updated => {
                 let (name, price, stock, category) = (reply.get(0)?, reply.get(1)?, reply.get(2)?, reply.get(3)?);
-                let product = Product { product_id: id, name, price, stock, category };
+                // A reply that an earlier version recorded has no terms.
+                let terms = reply.get::<String>(5).unwrap_or_default().parse().map_err(|_| reply.unexpected())?;
+                let read_at = self.now(here);
+                let product = Product { product_id: id, name, price, stock, category, terms, read_at };
                 Ok(Some(reply.with((product, reply.get(4)?))))
             }
             ReplyCode::Stale => Ok(None),

@@ -207,6 +207,8 @@ impl Store {
             ReplyCode::ProductNotFound | ReplyCode::SoldOut | ReplyCode::InsufficientStock => {
                 Ok(Placement::Short(no_stock(&reply)))
             }
+            ReplyCode::NotOnSale => Err(Error::NotOnSale),
+            ReplyCode::PurchaseLimitExceeded => Err(Error::PurchaseLimitExceeded),
             ReplyCode::UserNotFound => Err(Error::UserNotFound),
             ReplyCode::TooManyOpen => Err(Error::TooManyOpenOrders),
             ReplyCode::InvalidCoupon => Err(Error::InvalidCoupon),

@@ -7,7 +7,7 @@
 use futures_util::future::try_join_all;
 
 use crate::{
-    model::{Call, Error, Partition, ProductId, Won},
+    model::{Call, Error, Partition, ProductId, SaleTerms, Won, pack_price, unpack_price},
     redis::{
         Store,
         keys::Keys,
@@ -21,11 +21,30 @@ const MAX_LOT: i64 = 10_000;
 /// Lots per partition into which the units on sale are divided.
 const LOTS_PER_PARTITION: i64 = 2;
 
-/// A price and its number, which grows with each change.
+/// A price with the terms of sale, and their number, which grows with each change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NumberedPrice {
     pub price: Won,
+    pub terms: SaleTerms,
     pub version: i64,
+}
+
+impl NumberedPrice {
+    fn read(product: ProductId, packed: &str, version: Option<i64>) -> Result<Self, Error> {
+        let (price, terms) = unpack_price(packed)
+            .ok_or_else(|| Error::Internal(anyhow::anyhow!("the price of product {product} is {packed:?}")))?;
+        Ok(NumberedPrice { price, terms, version: version.unwrap_or_default() })
+    }
+
+    /// What a product begins with. Terms are a change: every partition then knows them before the first order.
+    pub fn first(price: Won, terms: SaleTerms) -> Self {
+        NumberedPrice { price, terms, version: i64::from(terms != SaleTerms::default()) }
+    }
+
+    /// The value in Redis.
+    pub fn packed(&self) -> String {
+        pack_price(self.price, &self.terms)
+    }
 }
 
 /// What an owner partition gives to another one.
@@ -106,7 +125,8 @@ impl Store {
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Allotted => {
-                let price = NumberedPrice { price: reply.get(1)?, version: reply.get(2)? };
+                let terms = reply.get::<String>(3)?.parse().map_err(|_| reply.unexpected())?;
+                let price = NumberedPrice { price: reply.get(1)?, terms, version: reply.get(2)? };
                 Ok(Some(Allotment { total: reply.get(0)?, price }))
             }
             ReplyCode::InsufficientStock => Ok(None),
@@ -130,7 +150,7 @@ impl Store {
         let keys = Keys(here);
         let mut invocation = self.begin_unrecorded(call, &script::STOCK_RECEIVE, here);
         invocation.key(keys.price()).key(keys.price_version()).key(keys.stock()).key(keys.received()).key(keys.freed());
-        invocation.arg(product.get()).arg(total).arg(price.price).arg(price.version);
+        invocation.arg(product.get()).arg(total).arg(price.packed()).arg(price.version);
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Received | ReplyCode::AlreadyReceived => Ok(()),
@@ -192,7 +212,7 @@ impl Store {
         }
     }
 
-    /// `price_set.lua`: takes over the price of a product of another partition, unless partition `here` has a newer one.
+    /// `price_set.lua`: takes over the price and terms of a product of another partition, unless partition `here` has a newer one.
     ///
     /// # Errors
     /// The [shared refusals](super#shared-refusals). A repeat is safe.
@@ -200,7 +220,7 @@ impl Store {
         let keys = Keys(here);
         let mut invocation = Invocation::new(&script::PRICE_SET);
         invocation.key(keys.meta()).key(keys.price()).key(keys.price_version()).key(keys.stock());
-        invocation.arg(product.get()).arg(price.price).arg(price.version);
+        invocation.arg(product.get()).arg(price.packed()).arg(price.version);
         let reply = self.run_script(here, &invocation).await?;
         match reply.code {
             ReplyCode::PriceSet | ReplyCode::Unchanged => Ok(()),
@@ -208,7 +228,7 @@ impl Store {
         }
     }
 
-    /// Brings a changed price of a product to all partitions but its owner's.
+    /// Brings a changed price, or changed terms, of a product to all partitions but its owner's.
     ///
     /// # Errors
     /// As [`Store::price_set`]. A repeat is safe.
@@ -217,7 +237,7 @@ impl Store {
         try_join_all(others.map(|here| self.price_set(here, product, price))).await.map(drop)
     }
 
-    /// The price of a product, in its owner partition.
+    /// The price and terms of a product, in its owner partition.
     ///
     /// # Errors
     /// [`Error::ProductNotFound`]; [`Error::Unavailable`].
@@ -227,9 +247,9 @@ impl Store {
         read.atomic();
         read.cmd("HGET").arg(keys.price()).arg(product.get());
         read.cmd("HGET").arg(keys.price_version()).arg(product.get());
-        let (price, version): (Option<i64>, Option<i64>) = self.pipe(self.owner(product.get()), &read).await?;
-        let price = price.ok_or(Error::ProductNotFound)?;
-        Ok(NumberedPrice { price, version: version.unwrap_or_default() })
+        let (price, version): (Option<String>, Option<i64>) = self.pipe(self.owner(product.get()), &read).await?;
+        let packed = price.ok_or(Error::ProductNotFound)?;
+        NumberedPrice::read(product, &packed, version)
     }
 
     /// What a partition has of a product of another one, at one moment.
@@ -278,21 +298,21 @@ impl Store {
             read.cmd("HMGET").arg(counter).arg(&fields);
         }
         type Count = Option<i64>;
-        let (on_sale, price, version, allotted, regained, recovered): (
+        let (on_sale, packed, version, allotted, regained, recovered): (
             Count,
-            Count,
+            Option<String>,
             Count,
             Vec<Count>,
             Vec<Count>,
             Vec<Count>,
         ) = self.pipe(here, &read).await?;
-        let Some((on_sale, price)) = on_sale.zip(price) else { return Ok(None) };
+        let Some((on_sale, packed)) = on_sale.zip(packed) else { return Ok(None) };
         let to = allotted.into_iter().zip(regained).zip(recovered).map(|((allotted, regained), recovered)| Given {
             allotted: allotted.unwrap_or_default(),
             regained: regained.unwrap_or_default(),
             recovered: recovered.unwrap_or_default(),
         });
-        let price = NumberedPrice { price, version: version.unwrap_or_default() };
+        let price = NumberedPrice::read(product, &packed, version)?;
         Ok(Some(GivenUnits { on_sale, price, to: to.collect() }))
     }
 }

@@ -74,31 +74,38 @@ impl Store {
     async fn own_shelves(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<ShelvedProduct>>, Error> {
         let keys = Keys(here);
         let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-        let counters = [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld()];
+        let counters = [keys.stock(), keys.held(), keys.sold(), keys.withheld()];
         let mut read = redis::pipe();
         read.atomic();
         for counter in &counters {
             read.cmd("HMGET").arg(counter).arg(&numbers);
         }
+        read.cmd("HMGET").arg(keys.price()).arg(&numbers);
         for id in ids {
             read.cmd("HMGET").arg(keys.product(*id)).arg(&["name", "category"]);
         }
         let mut replies: Vec<Value> = self.pipe(here, &read).await?;
-        let described = replies.split_off(counters.len().min(replies.len()));
+        let mut described = replies.split_off(counters.len().min(replies.len())).into_iter();
+        let prices = Vec::<Option<String>>::from_redis_value(described.next().unwrap_or(Value::Nil));
+        let prices = prices.map_err(|error| Error::Internal(anyhow!("prices are no texts: {error}")))?;
+        let read_at = self.now(here);
         let columns = replies.into_iter().map(Vec::<Option<i64>>::from_redis_value).collect::<Result<Vec<_>, _>>();
         let columns = columns.map_err(|error| Error::Internal(anyhow!("units are no numbers: {error}")))?;
-        let shelved = ids.iter().zip(described).enumerate().map(|(place, (id, described))| {
+        let shelved = ids.iter().zip(described).zip(prices).enumerate().map(|(place, ((id, described), price))| {
             let count = |column: usize| columns.get(column)?.get(place).copied().flatten();
             let (name, category) = <(Option<String>, Option<String>)>::from_redis_value(described).ok()?;
+            let (price, terms) = unpack_price(&price?)?;
             Some(ShelvedProduct {
                 product_id: *id,
                 name: name?,
                 category: category?,
-                price: count(0)?,
-                on_sale: count(1)?,
-                held: count(2).unwrap_or(0),
-                sold: count(3).unwrap_or(0),
-                withheld: count(4).unwrap_or(0),
+                price,
+                on_sale: count(0)?,
+                held: count(1).unwrap_or(0),
+                sold: count(2).unwrap_or(0),
+                withheld: count(3).unwrap_or(0),
+                terms,
+                read_at,
             })
         });
         Ok(shelved.collect())

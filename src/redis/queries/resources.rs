@@ -217,13 +217,18 @@ impl Store {
         }
         let mut replies: Vec<redis::Value> = self.pipe(here, &read).await?;
         let described = replies.split_off(2.min(replies.len()));
-        let mut columns = replies.into_iter().map(Vec::<Option<i64>>::from_redis_value);
-        let (Some(Ok(prices)), Some(Ok(stocks))) = (columns.next(), columns.next()) else {
+        let mut columns = replies.into_iter();
+        let prices = columns.next().map(Vec::<Option<String>>::from_redis_value);
+        let stocks = columns.next().map(Vec::<Option<i64>>::from_redis_value);
+        let (Some(Ok(prices)), Some(Ok(stocks))) = (prices, stocks) else {
             return Err(Error::Internal(anyhow!("prices and stock are no numbers")));
         };
+        let read_at = self.now(here);
         let found = ids.iter().zip(prices).zip(stocks).zip(described).map(|(((id, price), stock), described)| {
             let (name, category) = <(Option<String>, Option<String>)>::from_redis_value(described).ok()?;
-            Some(Product { product_id: *id, name: name?, price: price?, stock: stock?, category: category? })
+            let (price, terms) = unpack_price(&price?)?;
+            let (name, stock, category) = (name?, stock?, category?);
+            Some(Product { product_id: *id, name, price, stock, category, terms, read_at })
         });
         Ok(found.collect())
     }
@@ -266,15 +271,35 @@ impl Store {
         Ok((products, total))
     }
 
-    /// The units on sale that partition `here` itself has of these products; `None` for those that it does not know.
+    /// The units on sale that partition `here` itself has of these products, and their terms of sale; `None` for those that it does not
+    /// know.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
-    pub async fn on_sale_here(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<i64>>, Error> {
+    pub async fn on_sale_here(
+        &self,
+        here: Partition,
+        ids: &[ProductId],
+    ) -> Result<Vec<Option<(i64, SaleTerms)>>, Error> {
         let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
+        let mut read = redis::pipe();
+        read.cmd("HMGET").arg(Keys(here).stock()).arg(&numbers);
+        read.cmd("HMGET").arg(Keys(here).price()).arg(&numbers);
+        let (stock, prices): (Vec<Option<i64>>, Vec<Option<String>>) = self.pipe(here, &read).await?;
+        let known = |(units, price): (Option<i64>, Option<String>)| Some((units?, unpack_price(&price?)?.1));
+        Ok(stock.into_iter().zip(prices).map(known).collect())
+    }
+
+    /// What a user has of limits, by the fields that count it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn user_limits(&self, user: UserId, fields: &[String]) -> Result<Vec<i64>, Error> {
+        let here = self.owner(user.get());
         let mut read = redis::cmd("HMGET");
-        read.arg(Keys(here).stock()).arg(&numbers);
-        self.query(here, read).await
+        read.arg(Keys(here).user(user)).arg(fields);
+        let units: Vec<Option<i64>> = self.query(here, read).await?;
+        Ok(units.into_iter().map(Option::unwrap_or_default).collect())
     }
 
     /// What the user's partition knows of a purchase, at one moment.
@@ -290,7 +315,10 @@ impl Store {
         read.cmd("HGET").arg(keys.user(user)).arg("balance");
         read.cmd("HGET").arg(keys.user(user)).arg(coupon.map_or(0, CouponId::get));
         read.cmd("HMGET").arg(keys.price()).arg(&numbers);
-        let (balance, record, prices): (Option<Won>, Option<String>, Vec<Option<Won>>) = self.pipe(here, &read).await?;
+        let (balance, record, packed): (Option<Won>, Option<String>, Vec<Option<String>>) =
+            self.pipe(here, &read).await?;
+        let prices =
+            packed.iter().map(|packed| packed.as_deref().and_then(unpack_price).map(|(price, _)| price)).collect();
         let record = coupon.zip(record).map(|(coupon, record)| read_coupon(user, coupon.get(), &record));
         Ok(Buyer { balance, coupon: record.transpose()?, prices })
     }

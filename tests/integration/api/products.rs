@@ -21,7 +21,12 @@ async fn product_shows_stock_left() {
     on_1_and_3(async |test| {
         let user = test.user(10_000_000).await;
         let shoes = product(test, "나이키 에어포스", "SHOES", 990_000, 50).await;
-        let shown = |left: i64| json!({"productId": shoes, "productName": "나이키 에어포스", "price": 990_000, "stockQuantity": left, "category": "SHOES"});
+        let shown = |left: i64| {
+            with_terms(
+                json!({"productId": shoes, "productName": "나이키 에어포스", "price": 990_000, "stockQuantity": left,
+                "category": "SHOES"}),
+            )
+        };
         let path = format!("/api/v1/products/{shoes}");
         assert_eq!(get(test, &path).await.ok(), shown(50));
         let order = placed(test, user, &[(shoes, 3)], None).await;

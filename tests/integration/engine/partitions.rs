@@ -257,3 +257,62 @@ async fn repeat_of_order_takes_no_more_units() {
     assert_eq!(shop.stock().await, 0);
     shop.test.finish().await;
 }
+
+/// Creates a product in partition 1, which no other one is told of: the first step of `create_product`.
+async fn half_created(shop: &TwoPartitions, stock: i64, terms: SaleTerms) -> ProductId {
+    let store = &shop.test.store;
+    let mut id = 0;
+    while id % 2 == 0 {
+        id = store.ids_reserve(&call(None), "product", 1).await.unwrap().value;
+    }
+    let product = ProductId::new(id).unwrap();
+    let new = NewProduct { name: "A".into(), price: 10, stock, category: "TOP".parse().unwrap(), terms };
+    store.product_create(&call(None), product, &new).await.unwrap();
+    product
+}
+
+/// The window and the limit of a product come before its stock, also where only the owner partition knows them.
+#[tokio::test]
+async fn terms_checked_before_stock_of_product_unknown_in_users_partition() {
+    let shop = TwoPartitions::start().await;
+    let engine = shop.test.engine.clone();
+    let now = shop.test.clock.now();
+    let scheduled = SaleTerms { opens_at: Some(now.plus(1)), ..SaleTerms::default() };
+    let ended = SaleTerms { closes_at: Some(now), ..SaleTerms::default() };
+    let limited = SaleTerms { limit_per_user: Some(2), ..SaleTerms::default() };
+    for (terms, stock, units, expected) in [
+        (scheduled, 0, 1, Err("NotOnSale")),
+        (ended, 9, 1, Err("NotOnSale")),
+        (limited, 0, 3, Err("PurchaseLimitExceeded")),
+        (limited, 2, 3, Err("PurchaseLimitExceeded")),
+        (limited, 0, 2, Err("SoldOut")),
+        (limited, 1, 2, Err("InsufficientStock")),
+        (limited, 2, 2, Ok(())),
+    ] {
+        let product = half_created(&shop, stock, terms).await;
+        let order = NewOrder { lines: vec![(product, units)], ..shop.new_order() };
+        let placed = engine.place_order(&call(None), order).await;
+        let got = placed.as_ref().map(drop).map_err(|error| format!("{error:?}"));
+        assert_eq!(got, expected.map_err(str::to_owned), "{units} of {stock}, {terms:?}");
+    }
+    shop.test.finish().await;
+}
+
+/// A change of terms whose process ended after its first step reaches the other partitions by the relay.
+#[tokio::test]
+async fn terms_of_half_done_change_relayed_to_other_partitions() {
+    let shop = TwoPartitions::start().await;
+    let engine = shop.test.engine.clone();
+    engine.place_order(&call(None), shop.new_order()).await.unwrap();
+    let group = "G-1".parse().unwrap();
+    let terms =
+        SaleTermsPatch { limit_per_user: Some(Some(1)), limit_group: Some(Some(group)), ..SaleTermsPatch::default() };
+    let patch = ProductPatch { terms, ..ProductPatch::default() };
+    let had = engine.product(shop.product).await.unwrap();
+    shop.test.store.product_update(&call(None), &had, &patch, 0).await.unwrap().unwrap();
+    shop.test.drain().await;
+    let refused = engine.place_order(&call(None), shop.new_order()).await;
+    assert!(matches!(refused, Err(Error::PurchaseLimitExceeded)), "{refused:?}");
+    assert!(!shop.test.store.limit_group_set(group, 2).await.unwrap(), "the group has the limit of its product");
+    shop.test.finish().await;
+}

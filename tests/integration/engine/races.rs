@@ -62,6 +62,47 @@ async fn concurrent_orders_sell_exactly_the_stock_at_extreme_settings() {
     order_more_than_the_stock(Options { partitions: MAX_PARTITIONS, batch: 1, ..Options::default() }).await;
 }
 
+/// One user orders from many devices at once: of three sizes of a shoe, and never more than the limit of the group.
+async fn order_more_than_the_limit(partitions: u16) {
+    let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
+    let test = TestApp::with(options).await;
+    let user = test.user(1_000_000).await;
+    let mut sizes = Vec::new();
+    for size in 0..3 {
+        let new = json!({"productName": format!("size {size}"), "price": 10, "stockQuantity": 500, "category": "SHOES",
+            "limitPerUser": 7, "limitGroup": "SHOE"});
+        sizes.push(test.post("/admin/v1/products", new).await.created()["productId"].as_i64().unwrap());
+    }
+    let storm = || concurrently((0..300).map(|n| test.order(user, sizes[n % 3], 1)));
+    let replies = storm().await;
+    assert_eq!((count(&replies, 200), count(&replies, 409)), (7, 293));
+    let refused = replies.iter().filter(|reply| reply.status == 409);
+    refused.for_each(|reply| reply.refused(409, "PURCHASE_LIMIT_EXCEEDED"));
+    // Payments keep the limit, and cancellations give back as many as they are, while new orders come.
+    let orders: Vec<i64> =
+        replies.iter().filter(|r| r.status == 200).map(|r| r.json()["orderId"].as_i64().unwrap()).collect();
+    let paid = concurrently(orders.iter().take(4).map(|order| test.pay(*order, user, "CARD", 10))).await;
+    assert_eq!(count(&paid, 200), 4);
+    let (cancelled, again) = tokio::join!(
+        concurrently(orders.iter().skip(2).map(|order| test.cancel(*order, user))),
+        concurrently((0..100).map(|n| test.order(user, sizes[n % 3], 1)))
+    );
+    assert_eq!(count(&cancelled, 200), 5);
+    let rest = storm().await;
+    assert_eq!(count(&again, 200) + count(&rest, 200), 5);
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_orders_of_a_user_keep_the_limit() {
+    order_more_than_the_limit(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_orders_of_a_user_keep_the_limit_across_partitions() {
+    order_more_than_the_limit(3).await;
+}
+
 async fn issue_more_than_the_coupons(partitions: u16) {
     let test = TestApp::with(Options { partitions, project: true, ..Options::default() }).await;
     let users = test.users(300, 0).await;

@@ -50,6 +50,9 @@ struct Catalog {
     /// One in every partition, with stock.
     products: Vec<i64>,
     sold_out: i64,
+    /// Not on sale yet, and at most one per user.
+    scheduled: i64,
+    limited: i64,
     campaign: i64,
     issued: i64,
     closed: i64,
@@ -71,6 +74,13 @@ impl Catalog {
             products.push(test.product(1_000, 100).await);
         }
         let sold_out = test.product(1_000, 0).await;
+        let product = async |terms: Value| {
+            let mut new = json!({"productName": "P", "price": 1_000, "stockQuantity": 9, "category": "TOP"});
+            new.as_object_mut().unwrap().extend(terms.as_object().unwrap().clone());
+            test.post("/admin/v1/products", new).await.created()["productId"].as_i64().unwrap()
+        };
+        let scheduled = product(json!({"opensAt": after(&test, 60_000)})).await;
+        let limited = product(json!({"limitPerUser": 1, "limitGroup": "G"})).await;
         let (campaign, issued) = (test.campaign("FIXED", 10, 100).await, test.campaign("FIXED", 10, 1).await);
         test.issue(issued, winner).await.ok();
         test.issue(campaign, rich).await.ok();
@@ -82,12 +92,27 @@ impl Catalog {
         let cancelled = order(products[0]).await;
         test.cancel(cancelled, rich).await.ok();
         let pending = order(products[0]).await;
-        Catalog { test, rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending }
+        Catalog {
+            test,
+            rich,
+            poor,
+            products,
+            sold_out,
+            scheduled,
+            limited,
+            campaign,
+            issued,
+            closed,
+            paid,
+            cancelled,
+            pending,
+        }
     }
 
     /// Requests that are refused, and their errors.
     fn refusals(&self) -> Vec<(&'static str, Method, String, Value)> {
         let Catalog { rich, poor, products, sold_out, campaign, issued, closed, paid, cancelled, pending, .. } = self;
+        let Catalog { scheduled, limited, .. } = self;
         let nobody = 999_999;
         let everywhere: Vec<(i64, i64)> = products.iter().map(|product| (*product, 1)).collect();
         let with = |line: (i64, i64)| [&everywhere[..], &[line]].concat();
@@ -118,6 +143,8 @@ impl Catalog {
             ("USER_NOT_FOUND", order(nobody, &everywhere, None)),
             ("TOO_MANY_REQUESTS", order(*rich, &everywhere, None)),
             ("PRODUCT_NOT_FOUND", order(*poor, &with((nobody, 1)), None)),
+            ("NOT_ON_SALE", order(*poor, &with((*scheduled, 1)), None)),
+            ("PURCHASE_LIMIT_EXCEEDED", order(*poor, &with((*limited, 2)), None)),
             ("SOLD_OUT", order(*poor, &with((*sold_out, 1)), None)),
             ("INSUFFICIENT_STOCK", order(*poor, &[(products[0], 1_000)], None)),
             ("INSUFFICIENT_BALANCE", order(*poor, &everywhere, None)),

@@ -7,7 +7,7 @@ use firstcome::{
     app::App,
     config::*,
     dev::{self, RedisServer, ScratchDir},
-    model::{Clock, NewOrder, NewProduct, NewUser, UserId},
+    model::{Clock, NewOrder, NewProduct, NewUser, SaleTerms, UserId},
     postgres,
     recovery::rebuild,
 };
@@ -138,7 +138,13 @@ async fn restart_resumes_position() {
     let mut stores = Stores::new().await;
     let first = stores.open(Some(2)).await.unwrap();
     let before = (user(&first, 500).await, user(&first, 1_000).await);
-    let new = NewProduct { name: "A".into(), price: 100, stock: 9, category: "TOP".parse().unwrap() };
+    let new = NewProduct {
+        name: "A".into(),
+        price: 100,
+        stock: 9,
+        category: "TOP".parse().unwrap(),
+        terms: SaleTerms::default(),
+    };
     let product = first.engine.create_product(&call(None), new).await.unwrap().value.product_id;
     let order = |user| NewOrder { user_id: user, lines: vec![(product, 2)], coupon_id: None };
     let placed = first.engine.place_order(&call(None), order(before.0)).await.unwrap().value;

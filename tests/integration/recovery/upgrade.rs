@@ -62,6 +62,19 @@ async fn order_status(test: &TestApp, order: &Value) -> String {
     order["orderStatus"].as_str().unwrap().to_owned()
 }
 
+/// Whether a reply has everything that the release replied. Later versions add fields.
+fn has(now: &Value, then: &Value) -> bool {
+    match (now, then) {
+        (Value::Object(now), Value::Object(then)) => {
+            then.iter().all(|(name, then)| now.get(name).is_some_and(|now| has(now, then)))
+        }
+        (Value::Array(now), Value::Array(then)) => {
+            now.len() == then.len() && now.iter().zip(then).all(|(now, then)| has(now, then))
+        }
+        _ => now == then,
+    }
+}
+
 /// Migrates the stores of the release with this schema, rebuilds Redis in its layout, audits them, reads what the release wrote, and takes orders on them.
 async fn upgrade(schema: u32) {
     let facts: Value = serde_json::from_str(&file(schema, "facts.json")).unwrap();
@@ -99,7 +112,8 @@ async fn upgrade(schema: u32) {
     let report = test.app.audit().run().await.unwrap();
     assert!(report.balanced, "{report}");
     for (path, reply) in facts["reads"].as_object().unwrap() {
-        assert_eq!(&test.get(path).await.ok(), reply, "{path}");
+        let now = test.get(path).await.ok();
+        assert!(has(&now, reply), "{path}: {now} has not {reply}");
     }
 
     for repeat in facts["repeats"].as_array().into_iter().flatten() {

@@ -3,7 +3,7 @@
 use firstcome::{
     model::{
         CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewProduct, OrderId, Partition, ProductId,
-        ProductPatch, UserId,
+        ProductPatch, SaleTerms, UserId,
         event::{self, Body, Event},
     },
     redis::{
@@ -189,7 +189,13 @@ async fn discount_equal_in_lua_and_rust() {
     rich_user(&test, 1, MAX_SAFE_INTEGER).await;
     let plain = call(None);
     for id in [1, 2] {
-        let new = NewProduct { name: "A".into(), price: 1, stock: 10_000, category: "TOP".parse().unwrap() };
+        let new = NewProduct {
+            name: "A".into(),
+            price: 1,
+            stock: 10_000,
+            category: "TOP".parse().unwrap(),
+            terms: SaleTerms::default(),
+        };
         test.store.product_create(&plain, product(id), &new).await.unwrap();
     }
     let coupon = test.campaign("FIXED", 1, 10).await;
@@ -199,7 +205,8 @@ async fn discount_equal_in_lua_and_rust() {
         let case = format!("{price} × {units} + {rest}, {discount:?}");
         for (id, price) in [(1, price), (2, rest)] {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
-            test.store.product_update(&plain, product(id), "TOP", &patch, 0).await.unwrap().unwrap();
+            let had = test.store.product(product(id)).await.unwrap();
+            test.store.product_update(&plain, &had, &patch, 0).await.unwrap().unwrap();
         }
         // The terms are arguments of the script, so that each case has its own.
         let terms = CouponTerms { discount, expires_at: START.plus(1) };

@@ -27,6 +27,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("coupon_release_prepare", &["RELEASE_PREPARED"]),
     ("idempotency_claim", &["CLAIMED"]),
     ("idempotency_settle", &["CLAIMED", "SETTLED"]),
+    ("limit_group_set", &["GROUP_SET"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),

@@ -31,6 +31,8 @@ const CODES: &[(&str, u16, &str)] = &[
     ("SOLD_OUT", 409, "해당 상품이 품절되었습니다."),
     ("INSUFFICIENT_STOCK", 409, "선택한 상품의 재고가 부족합니다."),
     ("INTERNAL_SERVER_ERROR", 500, "서버 내부 오류가 발생했습니다."),
+    ("NOT_ON_SALE", 409, "지금은 판매 중인 상품이 아닙니다."),
+    ("PURCHASE_LIMIT_EXCEEDED", 409, "1인당 구매 가능 수량을 초과했습니다."),
     ("UNAUTHORIZED", 401, ""),
     ("INVALID_TOKEN", 401, ""),
     ("FORBIDDEN", 403, ""),
@@ -189,6 +191,14 @@ pub fn after(test: &TestApp, ms: i64) -> String {
 
 pub fn id(value: &Value, field: &str) -> i64 {
     value[field].as_i64().unwrap_or_else(|| panic!("no {field}: {value}"))
+}
+
+/// A product's description with the terms of one that has none.
+pub fn with_terms(mut product: Value) -> Value {
+    let none =
+        json!({"saleStatus": "ON_SALE", "opensAt": null, "closesAt": null, "limitPerUser": null, "limitGroup": null});
+    product.as_object_mut().unwrap().extend(none.as_object().unwrap().clone());
+    product
 }
 
 /// An order of these lines, product and quantity.

@@ -266,7 +266,8 @@ pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
             | KeyKind::Returned
             | KeyKind::Surrendered
             | KeyKind::Freed
-            | KeyKind::PriceVersion => {}
+            | KeyKind::PriceVersion
+            | KeyKind::LimitGroups => {}
         }
     }
     sorted

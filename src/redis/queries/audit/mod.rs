@@ -62,6 +62,10 @@ impl HashFields {
         self.0.iter().map(|(name, _)| name)
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -7,16 +7,18 @@ use chrono::NaiveDate;
 use super::{HashFields, Inspected, LossyText, Replies, ScoredTexts};
 use crate::{
     model::{CouponId, Error, OrderId, Partition, ProductId, UserId},
-    redis::{Store, keys::Keys, outbox::StreamId},
+    redis::{Store, commands::GROUPS_IN, keys::Keys, outbox::StreamId},
 };
 
 /// A user. The fields are empty if the user does not exist.
 #[derive(Debug, Default)]
 pub struct UserSeen {
-    /// Those that are no coupons.
+    /// Those that are neither coupons nor of limits.
     pub fields: HashFields,
     /// The coupon records by campaign, as the scripts write them.
     pub coupons: HashMap<i64, String>,
+    /// What the user has of limits.
+    pub limits: HashFields,
 }
 
 /// A product.
@@ -108,7 +110,9 @@ impl Store {
                 };
                 let coupons = fields.take(is_coupon).into_iter();
                 let coupons = coupons.filter_map(|(id, record)| Some((id.parse().ok()?, record))).collect();
-                Ok(UserSeen { fields, coupons })
+                let is_of_limit = |name: &str| name.starts_with("limit:") || name.starts_with("group:");
+                let limits = fields.take(is_of_limit).into_iter().collect();
+                Ok(UserSeen { fields, coupons, limits })
             };
             users.iter().map(user).collect()
         };
@@ -261,6 +265,13 @@ impl Store {
             self.pipe_unchecked(here, &read).await?;
         let text = |text: Option<LossyText>| text.map(|text| text.0).unwrap_or_default();
         Ok(prices.into_iter().map(text).zip(versions.into_iter().map(text)).collect())
+    }
+
+    /// The limits per user of groups of products.
+    pub async fn inspect_limit_groups(&self) -> Result<HashFields, Error> {
+        let mut read = redis::cmd("HGETALL");
+        read.arg(Keys(GROUPS_IN).limit_groups());
+        self.query_unchecked::<HashFields>(GROUPS_IN, &read).await
     }
 
     /// Reads the rankings of these days.

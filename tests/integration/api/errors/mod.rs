@@ -124,7 +124,13 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
             .field("productName", Kind::Text(200), "\"상품\"")
             .field("price", money, 10)
             .field("stockQuantity", Kind::Int(0, 1_000_000_000), 10)
-            .field("category", Kind::Word, "\"TOP\""),
+            .field("category", Kind::Word, "\"TOP\"")
+            .field("opensAt", Kind::Word, "\"2026-03-03T00:00:00\"")
+            .optional(true)
+            .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
+            .optional(true)
+            .field("limitPerUser", Kind::Int(1, 10_000), 2)
+            .optional(true),
         Write::new(Method::PATCH, format!("/admin/v1/products/{product}"), admin)
             .field("productName", Kind::Text(200), "\"상품\"")
             .optional(false)
@@ -133,7 +139,13 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
             .field("category", Kind::Word, "\"TOP\"")
             .optional(false)
             .field("stockDelta", Kind::Int(-1_000_000_000, 1_000_000_000), 5)
-            .optional(false),
+            .optional(false)
+            .field("opensAt", Kind::Word, "\"2026-03-03T00:00:00\"")
+            .optional(true)
+            .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
+            .optional(true)
+            .field("limitPerUser", Kind::Int(1, 10_000), 2)
+            .optional(true),
         post("/admin/v1/coupons", admin)
             .field("couponCode", Kind::Text(64), "\"OPEN\"")
             .field("discountType", Kind::Word, "\"PERCENTAGE\"")

@@ -191,6 +191,7 @@ fn fits(pattern: &str, text: &str) -> bool {
     let plain = !text.contains(char::is_control);
     match pattern {
         "^[A-Z][A-Z0-9_]{0,31}$" => text.parse::<firstcome::model::Category>().is_ok(),
+        "^[A-Z0-9_-]{1,32}$" => text.parse::<firstcome::model::LimitGroup>().is_ok(),
         r"^[^\u0000-\u001F\u007F-\u009F]*$" => plain,
         r"^[^\u0000-\u001F\u007F-\u009F]*[^\s\u0000-\u001F\u007F-\u009F][^\u0000-\u001F\u007F-\u009F]*$" => {
             plain && !text.trim().is_empty()

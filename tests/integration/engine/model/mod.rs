@@ -21,6 +21,12 @@ enum Op {
     Product {
         price: i64,
         stock: i64,
+        terms: OpTerms,
+    },
+    /// New terms of sale.
+    Terms {
+        product: usize,
+        terms: OpTerms,
     },
     Restock {
         product: usize,
@@ -75,12 +81,51 @@ enum Op {
     },
 }
 
+/// Terms of sale, with times from now.
+#[derive(Clone, Copy, Debug, Default)]
+struct OpTerms {
+    opens_in: Option<i64>,
+    closes_in: Option<i64>,
+    limit: Option<i64>,
+    group: Option<usize>,
+}
+
+impl OpTerms {
+    fn at(self, now: Millis) -> SaleTerms {
+        SaleTerms {
+            opens_at: self.opens_in.map(|ms| now.plus(ms)),
+            closes_at: self.closes_in.map(|ms| now.plus(ms)),
+            limit_per_user: self.limit,
+            limit_group: self.group.map(|group| format!("G-{group}").parse().unwrap()),
+        }
+    }
+}
+
+fn terms() -> impl Strategy<Value = OpTerms> {
+    let time = || prop::option::weighted(0.3, prop_oneof![Just(0), -2_000..2_000i64, -2_000_000..90_000_000i64]);
+    // Usually the limit that a group has.
+    let limit = prop_oneof![
+        3 => Just((None, None)),
+        2 => (1..5i64).prop_map(|limit| (Some(limit), None)),
+        3 => (0..2usize).prop_map(|group| (Some(2 + group as i64), Some(group))),
+        1 => (prop::option::of(1..5i64), (0..2usize).prop_map(Some)),
+    ];
+    (time(), time(), limit).prop_map(|(opens_in, closes_in, (limit, group))| OpTerms {
+        opens_in,
+        closes_in,
+        limit,
+        group,
+    })
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let pick = || 0..6usize;
     let money = || prop_oneof![Just(0), 1..2_000i64, 1..100_000i64];
     prop_oneof![
         2 => money().prop_map(|balance| Op::User { balance }),
-        2 => (prop_oneof![Just(0), 1..500i64, Just(MAX_PRICE)], 0..6i64).prop_map(|(price, stock)| Op::Product { price, stock }),
+        2 => (prop_oneof![Just(0), 1..500i64, Just(MAX_PRICE)], 0..6i64, terms())
+            .prop_map(|(price, stock, terms)| Op::Product { price, stock, terms }),
+        2 => (pick(), terms()).prop_map(|(product, terms)| Op::Terms { product, terms }),
         1 => (pick(), -3..6i64).prop_map(|(product, delta)| Op::Restock { product, delta }),
         2 => (any::<bool>(), 1..=100i64, 1..4i64, prop_oneof![Just(0), 0..2_000i64], 1..9_000_000i64, 0..90_000_000i64)
             .prop_map(|(percent, amount, total, opens_in, lasts, good_for)| Op::Campaign {
@@ -109,11 +154,20 @@ enum Coupon {
     Used(usize),
 }
 
+/// A limit per user: of a product, or of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Limit {
+    Product(usize),
+    Group(LimitGroup),
+}
+
 #[derive(Debug)]
 struct ModelOrder {
     id: i64,
     user: usize,
     lines: BTreeMap<usize, (i64, i64)>,
+    /// The units that count against limits.
+    counted: Vec<(Limit, i64)>,
     total: i64,
     final_price: i64,
     coupon: Option<usize>,
@@ -126,6 +180,10 @@ struct ModelOrder {
 struct Model {
     users: Vec<(i64, Vec<(TransactionType, i64, i64, i64)>)>,
     products: Vec<(i64, i64)>,
+    /// Of each product.
+    terms: Vec<SaleTerms>,
+    /// The limits of groups.
+    groups: BTreeMap<LimitGroup, i64>,
     campaigns: Vec<(Discount, i64, i64, i64, i64)>,
     issued: Vec<i64>,
     coupons: BTreeMap<(usize, usize), Coupon>,
@@ -162,6 +220,24 @@ impl Model {
             self.coupons.insert((coupon, user), Coupon::Free);
         }
         self.orders[order].status = status;
+    }
+
+    /// The units of a limit that a user has, held and paid.
+    fn has(&self, user: usize, limit: Limit) -> i64 {
+        let counts = |order: &&ModelOrder| order.user == user && matches!(order.status, "PENDING" | "PAID");
+        let counted = self.orders.iter().filter(counts).flat_map(|order| &order.counted);
+        counted.filter(|(of, _)| *of == limit).map(|(_, units)| units).sum()
+    }
+
+    /// Whether a product may have these terms. A group keeps the limit of its first product.
+    fn accepts(&mut self, terms: SaleTerms) -> bool {
+        let is_empty = terms.opens_at.zip(terms.closes_at).is_some_and(|(opens, closes)| opens >= closes);
+        match (terms.limit_group, terms.limit_per_user) {
+            _ if is_empty => false,
+            (Some(group), Some(limit)) => *self.groups.entry(group).or_insert(limit) == limit,
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
     }
 
     fn moved(
@@ -221,6 +297,23 @@ impl Model {
         if lines.keys().any(|product| *product >= self.products.len()) {
             return Err("ProductNotFound");
         }
+        let is_on_sale = |terms: &SaleTerms| {
+            terms.opens_at.is_none_or(|at| at.0 <= now) && terms.closes_at.is_none_or(|at| now < at.0)
+        };
+        if order_of_lines.iter().any(|product| !is_on_sale(&self.terms[*product])) {
+            return Err("NotOnSale");
+        }
+        let mut counted: BTreeMap<Limit, i64> = BTreeMap::new();
+        for product in order_of_lines {
+            let terms = self.terms[*product];
+            let Some(units) = terms.limit_per_user else { continue };
+            let limit = terms.limit_group.map_or(Limit::Product(*product), Limit::Group);
+            let count = counted.entry(limit).or_default();
+            *count += lines[product];
+            if self.has(user, limit) + *count > units {
+                return Err("PurchaseLimitExceeded");
+            }
+        }
         for product in order_of_lines {
             let stock = self.products[*product].1;
             if stock == 0 {
@@ -258,6 +351,7 @@ impl Model {
             id: 0,
             user,
             lines: frozen,
+            counted: counted.into_iter().collect(),
             total,
             final_price,
             coupon,

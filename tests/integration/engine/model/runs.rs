@@ -71,12 +71,33 @@ impl Run {
                 self.model.user_ids.push(user.user_id.get());
                 Ok(("created".into(), None))
             }
-            Op::Product { price, stock } => {
-                let category = "TOP".parse().unwrap();
-                let new = NewProduct { name: format!("product {index}"), price: *price, stock: *stock, category };
-                let product = engine.create_product(&call, new).await.unwrap().value;
-                self.model.product_ids.push(product.product_id.get());
-                Ok(("created".into(), None))
+            Op::Product { price, stock, terms } => {
+                let (category, terms) = ("TOP".parse().unwrap(), terms.at(now));
+                let new =
+                    NewProduct { name: format!("product {index}"), price: *price, stock: *stock, category, terms };
+                // The API refuses the others before.
+                let created = if terms.are_valid() {
+                    engine.create_product(&call, new).await
+                } else {
+                    Err(Error::InvalidRequest(""))
+                };
+                created.map(|reply| {
+                    self.model.product_ids.push(reply.value.product_id.get());
+                    ("created".into(), None)
+                })
+            }
+            Op::Terms { product, terms } => {
+                let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_ID);
+                let SaleTerms { opens_at, closes_at, limit_per_user, limit_group } = terms.at(now);
+                let terms = SaleTermsPatch {
+                    opens_at: Some(opens_at),
+                    closes_at: Some(closes_at),
+                    limit_per_user: Some(limit_per_user),
+                    limit_group: Some(limit_group),
+                };
+                let patch = ProductPatch { terms, ..ProductPatch::default() };
+                let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
+                updated.map(|reply| (format!("terms {} {}", reply.value.terms, reply.value.sale_status()), None))
             }
             Op::Restock { product, delta } => {
                 let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_ID);
@@ -184,9 +205,22 @@ impl Run {
                 }
                 Ok("created".into())
             }
-            Op::Product { price, stock } => {
+            Op::Product { price, stock, terms } => {
+                if !self.model.accepts(terms.at(now)) {
+                    return Err("InvalidRequest");
+                }
                 self.model.products.push((*price, *stock));
+                self.model.terms.push(terms.at(now));
                 Ok("created".into())
+            }
+            Op::Terms { product, terms } => {
+                let (terms, had) = (terms.at(now), self.model.terms.get(*product).copied());
+                let Some(had) = had else { return Err("ProductNotFound") };
+                if terms != had && !self.model.accepts(terms) {
+                    return Err("InvalidRequest");
+                }
+                self.model.terms[*product] = terms;
+                Ok(format!("terms {terms} {}", terms.status(self.model.products[*product].1, now)))
             }
             Op::Restock { product, delta } => match self.model.products.get_mut(*product) {
                 None => Err("ProductNotFound"),
@@ -265,7 +299,7 @@ impl Run {
         }
         for (product, (price, stock)) in model.products.iter().enumerate() {
             let found = engine.product(ProductId::new(model.product_ids[product]).unwrap()).await.unwrap();
-            assert_eq!((found.price, found.stock), (*price, *stock));
+            assert_eq!((found.price, found.stock, found.terms), (*price, *stock, model.terms[product]));
         }
         for order in &model.orders {
             let found = engine.order(OrderId::new(order.id).unwrap(), None).await.unwrap();
@@ -290,9 +324,9 @@ fn compare_with_model(partitions: u16, cases: u32) {
     let start = [
         Op::User { balance: 5_000 },
         Op::User { balance: 300_000 },
-        Op::Product { price: 100, stock: 5 },
-        Op::Product { price: 333, stock: 2 },
-        Op::Product { price: 0, stock: 3 },
+        Op::Product { price: 100, stock: 5, terms: OpTerms::default() },
+        Op::Product { price: 333, stock: 2, terms: OpTerms::default() },
+        Op::Product { price: 0, stock: 3, terms: OpTerms { limit: Some(2), ..OpTerms::default() } },
         Op::Campaign { percent: true, amount: 33, total: 2, opens_in: 0, lasts: 1 << 40, good_for: 0 },
         Op::Campaign { percent: false, amount: 150, total: 1, opens_in: 0, lasts: 700_000, good_for: 500_000 },
     ];

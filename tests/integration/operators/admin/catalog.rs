@@ -57,7 +57,7 @@ async fn product_created_and_updated() {
         let new = json!({"productName": "나이키 에어포스", "price": 990_000, "stockQuantity": 50, "category": "SHOES"});
         let created = post(test, "/admin/v1/products", new.clone()).await.created();
         let product = id(&created, "productId");
-        let mut shown = new;
+        let mut shown = with_terms(new);
         shown["productId"] = json!(product);
         assert_eq!(created, shown);
         let path = format!("/admin/v1/products/{product}");
@@ -72,12 +72,14 @@ async fn product_created_and_updated() {
             (json!({"stockDelta": 1_000_000_000}), "stockQuantity", json!(1_000_000_000)),
         ] {
             shown[field] = value;
+            shown["saleStatus"] = json!(if shown["stockQuantity"] == 0 { "SOLD_OUT" } else { "ON_SALE" });
             assert_eq!(patch(test, &path, change).await.ok(), shown);
             assert_eq!(get(test, &format!("/api/v1/products/{product}")).await.ok(), shown);
         }
         let all = json!({"productName": "a", "price": 1, "category": "TOP", "stockDelta": -999_999_990});
         let changed =
             json!({"productId": product, "productName": "a", "price": 1, "category": "TOP", "stockQuantity": 10});
+        let changed = with_terms(changed);
         assert_eq!(patch(test, &path, all).await.ok(), changed);
         for (category, total) in [("SHOES", 0), ("LIMITED_2", 0), ("TOP", 1)] {
             let listed = get(test, &format!("/api/v1/products?category={category}")).await.ok();

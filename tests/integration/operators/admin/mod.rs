@@ -3,6 +3,7 @@
 mod catalog;
 mod orders;
 mod status;
+mod terms;
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -80,6 +80,7 @@ pub async fn busy_day(test: &TestApp) {
     for amount in [1, 100_000, 20] {
         test.put(&format!("/api/v1/balances/{poor}"), json!({"amount": amount})).await.ok();
     }
+    let local = |ms: i64| test.clock.now().plus(ms).local(test.engine.zone());
     let order = |lines: Value, coupon: Option<i64>| {
         test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines, "userCouponId": coupon}))
     };
@@ -107,6 +108,28 @@ pub async fn busy_day(test: &TestApp) {
     order(one(free, 1), None).await.ok();
     let patch = json!({"productName": "새 이름", "price": 13_000, "category": "TOP", "stockDelta": 5});
     test.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
+    // Sold within a window and up to a limit: paid, cancelled, above the limit, and outside of the window.
+    let (opens_at, closes_at) = (local(0), local(86_400_000));
+    let limited = |group: Value, limit: i64| {
+        json!({"productName": "한정판", "price": 3, "stockQuantity": 9, "category": "SHOES",
+        "opensAt": opens_at, "closesAt": closes_at, "limitPerUser": limit, "limitGroup": group})
+    };
+    let rare =
+        test.post("/admin/v1/products", limited(json!("RARE-1"), 2)).await.created()["productId"].as_i64().unwrap();
+    let own = test.post("/admin/v1/products", limited(Value::Null, 3)).await.created()["productId"].as_i64().unwrap();
+    for cancels in [false, true] {
+        let bought =
+            order(json!([{"productId": rare, "quantity": 1}, {"productId": own, "quantity": 1}]), None).await.ok();
+        test.pay(ids(&bought), user, "CARD", 6).await.ok();
+        if cancels {
+            test.cancel(ids(&bought), user).await.ok();
+        }
+    }
+    order(one(rare, 2), None).await.refused(409, "PURCHASE_LIMIT_EXCEEDED");
+    for terms in [json!({"opensAt": local(60_000), "limitPerUser": 9}), json!({"closesAt": null, "limitPerUser": 5})] {
+        test.send(Method::PATCH, &format!("/admin/v1/products/{own}"), Some(&terms), None).await.ok();
+    }
+    order(one(own, 1), None).await.refused(409, "NOT_ON_SALE");
     let patch = json!({"stockDelta": -4});
     test.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
     // Closed early, and then opened again for less time than at first.

@@ -46,10 +46,12 @@ const SUMS: &[&str] = &[
     "Outbox product_created name",
     "Outbox product_created price",
     "Outbox product_created category",
+    "Outbox product_created terms",
     "Outbox product_updated delta",
     "Outbox product_updated name",
     "Outbox product_updated price",
     "Outbox product_updated category",
+    "Outbox product_updated terms",
     "Outbox campaign_created opens_at",
     "Outbox campaign_created closes_at",
     "Outbox campaign_updated opens_at",
@@ -63,6 +65,7 @@ const SUMS: &[&str] = &[
     "Outbox stock_allotted total",
     "Outbox stock_allotted price",
     "Outbox stock_allotted version",
+    "Outbox stock_allotted terms",
     "Outbox stock_received units",
     "Outbox stock_received total",
     "Outbox stock_returned units",
@@ -286,7 +289,7 @@ async fn changed_byte_named_by_audit() {
     assert_eq!(audit(&test).await, Ok(Vec::new()));
     let (before, places) = (test.snapshot().await, all_places(&mut redis).await);
     let kinds: BTreeSet<&str> = places.iter().filter_map(|place| place.group.split(' ').next()).collect();
-    assert_eq!(kinds.len(), 25, "every kind but those between partitions: {kinds:?}");
+    assert_eq!(kinds.len(), 26, "every kind but those between partitions: {kinds:?}");
     let found = unnamed(&test, &mut redis, places).await;
     assert_eq!(test.snapshot().await, before);
     assert_eq!(audit(&test).await, Ok(Vec::new()));

@@ -35,7 +35,8 @@ impl Bench {
         let keys = self.keys(id);
         let mut raw = self.begin_unrecorded(&script::PRODUCT_CREATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.catalogue(), keys.category("TOP")]);
-        raw.args.extend(strings([&id, &"셔츠", &price, &units, &"TOP"]));
+        raw.keys.push(keys.price_version());
+        raw.args.extend(strings([&id, &"셔츠", &price, &units, &"TOP", &""]));
         raw
     }
 
@@ -44,7 +45,7 @@ impl Bench {
         let mut raw = self.begin(&script::PRODUCT_UPDATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.category("TOP"), keys.category(to)]);
         raw.keys.push(keys.price_version());
-        raw.args.extend(strings([&id, &"", &"", &"TOP", &to, &0, &1_000_000_000, &0]));
+        raw.args.extend(strings([&id, &"", &"", &"TOP", &to, &0, &1_000_000_000, &0, &0, &"", &""]));
         raw
     }
 
@@ -240,6 +241,12 @@ impl Bench {
             strings([&product, &price, &version]),
         );
         Raw { script: &script::PRICE_SET, keys, args, shared: None }
+    }
+
+    pub(super) fn limit_group_set(&self, group: &str, limit: i64) -> Raw {
+        let keys = Keys(Partition(0));
+        let args = strings([&group, &limit]);
+        Raw { script: &script::LIMIT_GROUP_SET, keys: vec![keys.meta(), keys.limit_groups()], args, shared: None }
     }
 
     pub fn outbox_mark(&self, epoch: i64, seq: i64, entry: &str, known: i64) -> Raw {

@@ -18,9 +18,11 @@ async fn creation_scripts_match_headers() {
     let product = bench.product_create(1, 1_000_000_000_000, 1_000_000_000);
     bench.needs_open_partition(&product).await;
     let (_, event) = bench.decides("CREATED", &product).await;
-    let Body::ProductCreated { product: id, name, price, units, category } = &event.body else { panic!("{event:?}") };
+    let Body::ProductCreated { product: id, name, price, units, category, terms } = &event.body else {
+        panic!("{event:?}")
+    };
     assert_eq!((id.get(), name.as_str(), *price, *units), (1, "셔츠", 1_000_000_000_000, 1_000_000_000));
-    assert_eq!(category, "TOP");
+    assert_eq!((category.as_str(), *terms), ("TOP", SaleTerms::default()));
     bench.leaves_all("ALREADY_EXISTS", &product.with(5, 5)).await;
 
     let update = bench.product_update(1, "OUTER").with(6, "자켓").with(7, 7).with(10, -5);
@@ -32,16 +34,27 @@ async fn creation_scripts_match_headers() {
     let unknown = bench.product_update(2, "TOP");
     bench.leaves_all("PRODUCT_NOT_FOUND", &unknown).await;
     let (reply, event) = bench.decides_once("UPDATED", &update).await;
-    assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER", "1"]);
+    assert_eq!(reply[3..], ["자켓", "7", "999999995", "OUTER", "1", ""]);
     let Body::ProductUpdated { product, name, price, category, delta, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((product.get(), name.as_str(), *price, category.as_str(), *delta), (1, "자켓", 7, "OUTER", -5));
     // Omitted fields keep their values, and the event has every field.
     let mut same = bench.product_update(1, "OUTER").with(8, "OUTER").with(10, 5);
     same.keys[6] = same.keys[7].clone();
     let (reply, event) = bench.decides("UPDATED", &same).await;
-    assert_eq!(reply[3..], ["자켓", "7", "1000000000", "OUTER", "1"]);
+    assert_eq!(reply[3..], ["자켓", "7", "1000000000", "OUTER", "1", ""]);
     let Body::ProductUpdated { name, price, delta, .. } = &event.body else { panic!("{event:?}") };
     assert_eq!((name.as_str(), *price, *delta), ("자켓", 7, 5));
+    // Terms replace those that the caller has read, and count as a change of the price.
+    let limited = same.with(10, 0).with(13, 1).with(15, "|9|3|G-1");
+    bench.leaves_all("STALE", &limited.with(14, "|||")).await;
+    let (reply, event) = bench.decides("UPDATED", &limited).await;
+    assert_eq!(reply[3..], ["자켓", "7", "1000000000", "OUTER", "2", "|9|3|G-1"]);
+    let Body::ProductUpdated { price: 7, version: 2, terms, .. } = &event.body else { panic!("{event:?}") };
+    assert_eq!(terms.to_string(), "|9|3|G-1");
+    bench.leaves_all("STALE", &limited).await;
+    let (reply, _) = bench.decides("UPDATED", &same.with(7, 8).with(10, 0)).await;
+    assert_eq!(reply[4..], ["8", "1000000000", "OUTER", "3", "|9|3|G-1"]);
+    bench.decides("UPDATED", &limited.with(14, "|9|3|G-1").with(15, "")).await;
 
     let campaign = bench.campaign_create(1, "PERCENTAGE", 20, 3);
     bench.needs_open_partition(&campaign).await;

@@ -9,6 +9,7 @@ mod creation;
 mod orders;
 mod payments;
 mod retention;
+mod terms;
 mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::NaiveDate;
 use firstcome::{
     model::{
-        CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, Partition, UserId,
+        CalendarDay, CloseReason, DiscountType, MAX_SAFE_INTEGER, OrderStatus, Partition, SaleTerms, UserId,
         event::{self, Body, Event, PaymentOutcome, unpack_reply},
     },
     redis::{

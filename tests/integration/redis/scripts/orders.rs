@@ -37,6 +37,27 @@ async fn order_place_matches_header() {
         assert_eq!(reply[1], product);
         bench.leaves_all(word, &raw.keyed("k", "mine")).await;
     }
+    // The terms of sale come before the stock, and the window before the limit.
+    let (opens, closes) = (START.0 + 1, START.0 + 2);
+    for (id, terms) in
+        [(6, format!("{opens}|{closes}||")), (7, "||2|".into()), (8, "||2|G-1".into()), (9, "||2|G-1".into())]
+    {
+        bench.run(&bench.product_create(id, 10, i64::from(id != 9)).with(8, terms)).await;
+    }
+    bench.run(&bench.limit_group_set("G-1", 2)).await;
+    for (lines, word) in [
+        (&[(6, 9)][..], "NOT_ON_SALE"),
+        (&[(7, 3), (6, 1)], "NOT_ON_SALE"),
+        (&[(6, 1), (77, 1)], "PRODUCT_NOT_FOUND"),
+        (&[(3, 1), (7, 3)], "PURCHASE_LIMIT_EXCEEDED"),
+        (&[(8, 1), (9, 2)], "PURCHASE_LIMIT_EXCEEDED"),
+        (&[(8, 1), (9, 1)], "SOLD_OUT"),
+        (&[(7, 2)], "INSUFFICIENT_STOCK"),
+    ] {
+        bench.leaves_all(word, &bench.place(10, 1, lines)).await;
+    }
+    bench.leaves_all("NOT_ON_SALE", &bench.place(10, 1, &[(6, 1)]).with(1, closes)).await;
+    bench.leaves_all("INSUFFICIENT_STOCK", &bench.place(10, 1, &[(6, 2)]).with(1, opens)).await;
     let dear = bench.place(10, 1, &[(4, 10_000)]).with_shared(4, 0);
     bench.leaves_all("OVERFLOW", &dear).await;
     bench.leaves_all("INSUFFICIENT_BALANCE", &bench.place(10, 1, &[(4, 1)])).await;

@@ -16,10 +16,10 @@ async fn transfer_scripts_match_headers() {
     bench.needs_open_partition(&allot).await;
     bench.leaves_all("PRODUCT_NOT_FOUND", &bench.stock_allot(77, 0, 1)).await;
     let short = bench.leaves_all("INSUFFICIENT_STOCK", &bench.stock_allot(3, 0, 3)).await;
-    assert_eq!(short[1..], ["2", "10", "0"]);
+    assert_eq!(short[1..], ["2", "10", "0", ""]);
     let (reply, event) = bench.decides("ALLOTTED", &allot).await;
-    assert_eq!(reply[3..], ["5", "1000", "0"]);
-    let Body::StockAllotted { product, partition, units, total, price, version } = &event.body else {
+    assert_eq!(reply[3..], ["5", "1000", "0", ""]);
+    let Body::StockAllotted { product, partition, units, total, price, version, .. } = &event.body else {
         panic!("{event:?}")
     };
     assert_eq!((product.get(), partition.0, *units, *total, *price, *version), (1, 0, 5, 5, 1_000, 0));

@@ -20,6 +20,7 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     let (mut held, mut sold): (Counters, Counters) = Default::default();
     let (mut units, mut won): (BTreeMap<(String, i64), i64>, BTreeMap<(String, i64), i64>) = Default::default();
     let mut open: BTreeMap<i64, i64> = BTreeMap::new();
+    let mut limits: BTreeMap<(i64, String), i64> = BTreeMap::new();
     let (mut expiry, mut gateway) = (BTreeSet::new(), BTreeSet::new());
     let (mut coupon_held, mut coupon_used) = (BTreeMap::new(), BTreeMap::new());
     for (id, order) in &all.orders {
@@ -33,6 +34,11 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
             gateway.insert(*id);
         }
         let coupon = order["coupon"].parse::<i64>().ok().map(|coupon| (coupon, int(order, "user")));
+        if matches!(order["status"].as_str(), "PENDING" | "PAID") {
+            for (field, units) in limited(&order["lines"]) {
+                *limits.entry((int(order, "user"), field)).or_default() += units;
+            }
+        }
         match order["status"].as_str() {
             "PENDING" => {
                 for (product, quantity, _) in &every {
@@ -65,6 +71,9 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     };
     assert_eq!(nonzero(&all.held), nonzero(&held), "held = lines of PENDING orders");
     assert_eq!(nonzero(&all.sold), nonzero(&sold), "sold = lines of PAID orders");
+    let mut counted = all.limits.clone();
+    counted.retain(|_, units| *units != 0);
+    assert_eq!(counted, limits, "limits = lines of PENDING and PAID orders");
     assert_eq!(all.units, units, "rankings = paid order lines");
     // A score of 0 equals a missing member: units that cost nothing add none.
     won.retain(|_, won| *won != 0);

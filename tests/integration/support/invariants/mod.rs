@@ -24,6 +24,8 @@ pub type Counters = BTreeMap<(u16, i64), i64>;
 #[derive(Default)]
 pub struct Redis {
     pub users: BTreeMap<i64, Hash>,
+    /// What users have of limits, by user and field.
+    pub limits: BTreeMap<(i64, String), i64>,
     /// By campaign and user, as all the following of coupons.
     pub coupons: BTreeMap<(i64, i64), String>,
     /// Those that campaigns issued to users of other partitions.
@@ -155,6 +157,8 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
                 let mut fields: Hash = get(redis, "HGETALL", &[&key]).await;
                 let coupons = fields.extract_if(|name, _| name.parse::<i64>().is_ok());
                 all.coupons.extend(coupons.map(|(coupon, record)| ((id(&coupon), id(user)), record)));
+                let limits = fields.extract_if(|name, _| name.starts_with("limit:") || name.starts_with("group:"));
+                all.limits.extend(limits.map(|(field, units)| ((id(user), field), id(&units))));
                 all.users.insert(id(user), fields);
             }
             ["issued", user] => {
@@ -166,7 +170,11 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
                 all.holders.insert(id(coupon), get(redis, "SMEMBERS", &[&key]).await);
             }
             ["product", product] => drop(all.products.insert(id(product), get(redis, "HGETALL", &[&key]).await)),
-            ["price"] => all.price.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["price"] => {
+                let priced: BTreeMap<i64, String> = get(redis, "HGETALL", &[&key]).await;
+                let won = |price: String| id(price.split('|').next().unwrap());
+                all.price.extend(counters(priced.into_iter().map(|(id, price)| (id, won(price))).collect()));
+            }
             ["stock"] => all.stock.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
@@ -177,7 +185,7 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["allotted"] => all.allotted.extend(given(get(redis, "HGETALL", &[&key]).await)),
             ["regained"] => all.regained.extend(given(get(redis, "HGETALL", &[&key]).await)),
             ["recovered"] => all.recovered.extend(given(get(redis, "HGETALL", &[&key]).await)),
-            ["freed"] | ["price_version"] => {}
+            ["freed"] | ["price_version"] | ["limit_groups"] => {}
             ["order", order] => {
                 let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
                 all.orders.insert(id(order), fields);
@@ -216,6 +224,18 @@ fn lines(packed: &str) -> Vec<(i64, i64, i64)> {
         .map(|line| {
             let mut parts = line.split(':');
             (number(parts.next()), number(parts.next()), number(parts.next()))
+        })
+        .collect()
+}
+
+/// The units of lines that count against limits, by the user's field.
+fn limited(packed: &str) -> Vec<(String, i64)> {
+    let parts = packed.split(',').map(|line| line.split(':').collect::<Vec<_>>());
+    parts
+        .filter_map(|parts| match parts.as_slice() {
+            [product, units, _, ""] => Some((format!("limit:{product}"), units.parse().unwrap())),
+            [_, units, _, group] => Some((format!("group:{group}"), units.parse().unwrap())),
+            _ => None,
         })
         .collect()
 }
@@ -279,14 +299,15 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool) {
             !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")),
             "order {id} is not in Redis"
         );
-        let of: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT product_id, quantity, price FROM order_lines WHERE order_id = $1 ORDER BY place, product_id",
+        let of: Vec<(i64, i64, i64, String)> = sqlx::query_as(
+            "SELECT product_id, quantity, price, coalesce(':' || limit_group, '') FROM order_lines WHERE order_id = $1
+             ORDER BY place, product_id",
         )
         .bind(id)
         .fetch_all(pool)
         .await
         .unwrap();
-        let packed = of.iter().map(|(product, quantity, price)| format!("{product}:{quantity}:{price}"));
+        let packed = of.iter().map(|(product, quantity, price, limit)| format!("{product}:{quantity}:{price}{limit}"));
         let packed = packed.collect::<Vec<_>>().join(",");
         let mut order: Hash = [
             ("user", row.get::<i64, _>(1).to_string()),
