@@ -3,17 +3,19 @@
 --
 -- KEYS 1 meta       hash    partition state
 --      2 outbox     stream
---      3 campaign   hash    code type amount total issued opens_at closes_at expires_at
+--      3 campaign   hash    code type amount total issued opens_at closes_at expires_at, and conditions if there are any
 --      4 campaigns  zset    coupon id by the end of its window (ms)
 -- ARGV 1 now (ms) in tests, else ''  2 request id  3 coupon id  4 code  5 PERCENTAGE | FIXED  6 percent or won  7 number of coupons
 --      8 first instant of the window (ms), '' for now  9 first instant after the window (ms)  10 when the coupons expire (ms)
+--      11 conditions of an order or '': least total and most discount (won), products, categories, separated by '|'; an empty part is
+--        no condition
 -- Returns {'CREATED', epoch, seq, first instant of the window} or ALREADY_EXISTS | PARTITION_CLOSED
 --      or INVALID_WINDOW (it is empty, or ends after the coupons expire)
 -- Emits campaign_created
 --@include partition
 local meta, outbox, campaign, campaigns = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local now, request_id, coupon_id, code, kind, amount, total, opens_at, closes_at, expires_at =
-  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local now, request_id, coupon_id, code, kind, amount, total, opens_at, closes_at, expires_at, conditions =
+  current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 
 local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
@@ -23,9 +25,10 @@ if tonumber(opens_at) >= tonumber(closes_at) or tonumber(closes_at) > tonumber(e
 ---- checks above, writes below -------------------------------------------------------------------------------------
 redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'campaign_created', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'coupon', coupon_id, 'code', code, 'type', kind, 'amount', amount, 'total', total,
-  'opens_at', opens_at, 'closes_at', closes_at, 'expires_at', expires_at)
+  'opens_at', opens_at, 'closes_at', closes_at, 'expires_at', expires_at, 'conditions', conditions)
 redis.call('HSET', meta, 'seq', seq)
 redis.call('HSET', campaign, 'code', code, 'type', kind, 'amount', amount, 'total', total, 'issued', 0,
   'opens_at', opens_at, 'closes_at', closes_at, 'expires_at', expires_at)
+if conditions ~= '' then redis.call('HSET', campaign, 'conditions', conditions) end
 redis.call('ZADD', campaigns, closes_at, coupon_id)
 return { 'CREATED', epoch, seq, opens_at }

@@ -15,6 +15,8 @@
 --      4 '1' where the balance must cover the order, '0' where a gateway may settle it  5 how long an order holds (ms)
 --      then of each request: fingerprint or '', request id, order id, user id, coupon id or '', PERCENTAGE | FIXED,
 --        percent or won, when the coupon expires (ms),
+--        the coupon's conditions or '': least total and most discount (won), and '1' or '0' of each line, which says whether the
+--        discount is of it, separated by '|'; an empty part is no condition,
 --        n, then n pairs: product id, quantity: distinct products, of which this partition sells its own units, or those that
 --        their owner partitions gave it
 -- Returns of each request, packed, {'PLACED', epoch, seq, order id, final price, now}
@@ -86,19 +88,19 @@ if not epoch then return { 'PARTITION_CLOSED' } end
 local requests, products, orders = {}, {}, {}
 local at = 6
 for i = 1, n do
-  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, lines =
-    unpack(ARGV, at, at + 8)
+  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, conditions, lines =
+    unpack(ARGV, at, at + 9)
   local ids, units, order = {}, {}, KEYS[3 * i + 6]
   for line = 1, tonumber(lines) do
-    local id = ARGV[at + 7 + 2 * line]
-    ids[line], units[line] = id, tonumber(ARGV[at + 8 + 2 * line])
+    local id = ARGV[at + 8 + 2 * line]
+    ids[line], units[line] = id, tonumber(ARGV[at + 9 + 2 * line])
     products[#products + 1] = id
   end
-  at = at + 9 + 2 * #ids
+  at = at + 10 + 2 * #ids
   requests[i] = { record = KEYS[3 * i + 4], user = KEYS[3 * i + 5], order = order, fingerprint = fingerprint,
     request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
-    discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends), ids = ids,
-    units = units }
+    discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends),
+    conditions = conditions, ids = ids, units = units }
   orders[i] = order
 end
 local prices, terms = load_prices(KEYS[4], products, now_ms)
@@ -185,12 +187,29 @@ local function priced(request)
   return total, table.concat(lines, ',')
 end
 
+-- The discount on `won`.
+local function discount_of(request, won)
+  if request.discount_type ~= 'PERCENTAGE' then return math.min(request.discount, won) end
+  -- floor(won * percent / 100) without leaving the exact integers
+  local rest = won % 100
+  return (won - rest) / 100 * request.discount + math.floor(rest * request.discount / 100)
+end
+
+-- The discount of an order; nothing if it does not meet the conditions of its coupon.
 local function discounted(request, total)
   if request.coupon_id == '' then return 0 end
-  if request.discount_type ~= 'PERCENTAGE' then return math.min(request.discount, total) end
-  -- floor(total * percent / 100) without leaving the exact integers
-  local rest = total % 100
-  return (total - rest) / 100 * request.discount + math.floor(rest * request.discount / 100)
+  if request.conditions == '' then return discount_of(request, total) end
+  local least, most, qualifying = string.match(request.conditions, '^(%d*)|(%d*)|([01]*)$')
+  if least ~= '' and total < tonumber(least) then return end
+  local won = total
+  if qualifying ~= '' then
+    won = 0
+    for line, id in ipairs(request.ids) do
+      if string.sub(qualifying, line, line) == '1' then won = won + prices[id] * request.units[line] end
+    end
+  end
+  local discount = discount_of(request, won)
+  return most == '' and discount or math.min(discount, tonumber(most))
 end
 
 -- The reply to a request. Adds an order that is placed to the pending writes.
@@ -215,13 +234,14 @@ local function decide(request)
   if request.coupon_id ~= '' then
     coupon = user.changed[request.coupon_id] or redis.call('HGET', request.user, request.coupon_id)
     if not coupon or not request.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
-      or now_ms >= request.coupon_ends then
+      or now_ms >= request.coupon_ends or string.find(request.conditions, '|0+$') then
       return 'INVALID_COUPON'
     end
   end
   local total, lines = priced(request)
   if not total then return 'OVERFLOW' end
   local discount = discounted(request, total)
+  if not discount then return 'INVALID_COUPON' end
   local final = total - discount
   if must_afford and user.balance < final then return 'INSUFFICIENT_BALANCE' end
 

@@ -225,6 +225,7 @@ impl PageFacts {
                     differ("the code", &terms.code, &row.code),
                     differ("the discount", terms.discount.kind.as_str(), &row.discount_type),
                     differ("the discount", terms.discount.amount, row.discount_amount),
+                    differ("the conditions", terms.conditions.to_string(), &row.conditions),
                     differ("the total", terms.total, row.total),
                     differ("the end", terms.expires_at.0, row.expires_at),
                 ]

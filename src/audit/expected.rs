@@ -145,6 +145,7 @@ pub(super) fn expected_campaigns(rows: Vec<CampaignRow>, since: &Delta) -> HashM
             closes_at: terms.closes_at.0,
             expires_at: terms.expires_at.0,
             last_no: 0,
+            conditions: terms.conditions.to_string(),
         };
         campaigns.insert(id, row);
     }

@@ -38,6 +38,7 @@ const NAMES: &[&str] = &[
     "category",
     "closes_at",
     "code",
+    "conditions",
     "count",
     "coupon",
     "coupons",

@@ -72,7 +72,8 @@ pub(super) async fn demo(engine: &Engine) -> Result<bool, Error> {
     for (code, kind, amount, total) in CAMPAIGNS {
         let discount = Discount { kind: *kind, amount: *amount };
         let (opens_at, closes_at) = (None, None);
-        let new = NewCampaign { code: (*code).to_owned(), discount, total: *total, opens_at, closes_at, expires_at };
+        let (code, total, conditions) = ((*code).to_owned(), *total, CouponConditions::default());
+        let new = NewCampaign { code, discount, conditions, total, opens_at, closes_at, expires_at };
         engine.create_campaign(&call, new).await?;
     }
     Ok(true)

@@ -190,8 +190,8 @@ impl Engine {
         };
         let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
         let requested = new.opens_at;
-        let NewCampaign { code, discount, total, expires_at, .. } = new;
-        let terms = CampaignTerms { coupon_id, code, discount, total, opens_at, closes_at, expires_at };
+        let NewCampaign { code, discount, conditions, total, expires_at, .. } = new;
+        let terms = CampaignTerms { coupon_id, code, discount, conditions, total, opens_at, closes_at, expires_at };
         // A repeat gets the first reply, also after coupons were issued or the window was moved. One field may differ: for an
         // omitted beginning the first reply had the time of the request, and a repeat has the current beginning of the window.
         let opens_at = match (self.store.campaign_create(call, &terms, requested).await?, requested) {

@@ -23,18 +23,17 @@ impl Engine {
         let owner = self.store.owner(order.user_id.get());
         let id = self.order_ids.next(&self.store, owner).await?;
         let order_id = OrderId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("order id {id}")))?;
-        let terms = match order.coupon_id {
-            Some(coupon) => self.terms(coupon).await?,
+        let coupon = match order.coupon_id {
+            Some(coupon) => Some((coupon, self.coupon_terms(coupon, &order.lines).await?)),
             None => None,
         };
-        let terms = terms.map(|terms| CouponTerms { discount: terms.discount, expires_at: terms.expires_at });
         let place = PlaceOrder {
             order_id,
             user_id: order.user_id,
             hold_ms: self.hold_ms,
             max_open: self.max_open_orders,
             must_afford: self.gateways.is_empty(),
-            coupon: order.coupon_id.map(|coupon| (coupon, terms)),
+            coupon,
             lines: order.lines,
         };
         if self.store.partitions() > 1 {
@@ -47,11 +46,28 @@ impl Engine {
         }
     }
 
+    /// The terms of a coupon for an order of these lines; `None` if there is no such campaign.
+    async fn coupon_terms(&self, coupon: CouponId, lines: &[(ProductId, i64)]) -> Result<Option<CouponTerms>, Error> {
+        let Some(terms) = self.terms(coupon).await? else { return Ok(None) };
+        let mut conditions = OrderConditions::default();
+        if terms.conditions != CouponConditions::default() {
+            let products: Vec<ProductId> = lines.iter().map(|(product, _)| *product).collect();
+            // The owner partition has the category, and it may change. Boxed: only few coupons name categories.
+            let categories = match terms.conditions.categories.is_empty() {
+                true => Vec::new(),
+                false => Box::pin(self.store.categories_of(&products)).await?,
+            };
+            conditions = terms.conditions.of_order(&products, &categories);
+        }
+        Ok(Some(CouponTerms { discount: terms.discount, conditions, expires_at: terms.expires_at }))
+    }
+
     /// Places an order with several partitions: what its user's partition lacks comes from others.
     async fn place_with_many(&self, call: &Call, place: PlaceOrder) -> Outcome<PlacedOrder> {
         let user = place.user_id;
-        let remote = place.coupon.filter(|(coupon, _)| self.store.owner(coupon.get()) != self.store.owner(user.get()));
-        let Some((coupon, _)) = remote else { return self.place_supplied(call, place).await };
+        let coupon = place.coupon.as_ref().map(|(coupon, _)| *coupon);
+        let remote = coupon.filter(|coupon| self.store.owner(coupon.get()) != self.store.owner(user.get()));
+        let Some(coupon) = remote else { return self.place_supplied(call, place).await };
         match self.place_supplied(call, place.clone()).await {
             // The coupon may be where its campaign issued it.
             Err(Error::InvalidCoupon) => {

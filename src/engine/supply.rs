@@ -152,7 +152,7 @@ impl Engine {
     }
 
     /// Refuses an order whose coupon or price refuses it, as the script would. `prices`: of products whose prices the user's partition
-    /// may not know.
+    /// may not know; others are read from their owner partitions.
     pub(super) async fn check_affordable(
         &self,
         order: &PlaceOrder,
@@ -160,32 +160,35 @@ impl Engine {
     ) -> Result<(), Error> {
         let here = self.store.owner(order.user_id.get());
         let products: Vec<ProductId> = order.lines.iter().map(|(product, _)| *product).collect();
-        let coupon = order.coupon.map(|(coupon, _)| coupon);
+        let coupon = order.coupon.as_ref().map(|(coupon, _)| *coupon);
         let buyer = self.store.buyer(order.user_id, coupon, &products).await?;
-        if let Some((coupon, terms)) = order.coupon {
+        if let Some((coupon, terms)) = &order.coupon {
             let beside = match buyer.coupon {
                 Some(record) => Some(record),
-                None => self.store.issued_coupon(order.user_id, coupon).await?,
+                None => self.store.issued_coupon(order.user_id, *coupon).await?,
             };
             let earliest = self.store.now_within(here).0;
-            let counts =
-                beside.is_some_and(|record| record.free) && terms.is_some_and(|terms| earliest < terms.expires_at);
-            if !counts {
+            let is_good = |terms: &CouponTerms| earliest < terms.expires_at && terms.conditions.have_line();
+            if !beside.is_some_and(|record| record.free) || !terms.as_ref().is_some_and(is_good) {
                 return Err(Error::InvalidCoupon);
             }
         }
-        let price = |(product, known): (&ProductId, &Option<Won>)| known.or_else(|| prices.get(product).copied());
-        let priced: Option<Vec<Won>> = products.iter().zip(&buyer.prices).map(price).collect();
-        // A price that nobody knows is one for the script.
-        let (Some(priced), Some(balance)) = (priced, buyer.balance) else { return Ok(()) };
-        let units = order.lines.iter().map(|(_, units)| i128::from(*units));
-        let total: i128 = priced.into_iter().zip(units).map(|(price, units)| i128::from(price) * units).sum();
-        if total > i128::from(MAX_SAFE_INTEGER) {
+        let Some(balance) = buyer.balance else { return Ok(()) };
+        let price = async |(product, known): (&ProductId, &Option<Won>)| match known.or(prices.get(product).copied()) {
+            Some(price) => Ok(price),
+            None => self.store.price_of(*product).await.map(|numbered| numbered.price),
+        };
+        let priced = try_join_all(products.iter().zip(&buyer.prices).map(price)).await?;
+        // A line costs at most MAX_PRICE * MAX_LINE_QUANTITY, and there are MAX_ORDER_LINES.
+        let lines: Vec<Won> = priced.into_iter().zip(&order.lines).map(|(price, (_, units))| price * units).collect();
+        let total: Won = lines.iter().sum();
+        if total > MAX_SAFE_INTEGER {
             return Err(Error::InvalidOrder);
         }
-        let total = total as Won;
-        let discount = match order.coupon {
-            Some((_, Some(CouponTerms { discount, .. }))) => discount.of(total),
+        let discount = match &order.coupon {
+            Some((_, Some(CouponTerms { discount, conditions, .. }))) => {
+                conditions.discount(*discount, &lines).ok_or(Error::InvalidCoupon)?
+            }
             _ => 0,
         };
         if order.must_afford && balance < total - discount { Err(Error::InsufficientBalance) } else { Ok(()) }

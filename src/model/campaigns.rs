@@ -1,6 +1,6 @@
 //! Coupon campaigns and the coupons that users hold.
 
-use super::{CouponId, CouponStatus, Discount, Millis, OrderId};
+use super::{CouponConditions, CouponId, CouponStatus, Discount, Millis, OrderId};
 
 /// A campaign's terms. Only the window can change once the campaign exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,6 +8,7 @@ pub struct CampaignTerms {
     pub coupon_id: CouponId,
     pub code: String,
     pub discount: Discount,
+    pub conditions: CouponConditions,
     pub total: i64,
     /// First instant of the window.
     pub opens_at: Millis,
@@ -32,6 +33,7 @@ pub struct NewCampaign {
     /// 1–64 characters.
     pub code: String,
     pub discount: Discount,
+    pub conditions: CouponConditions,
     /// 1–1,000,000,000.
     pub total: i64,
     pub opens_at: Option<Millis>,

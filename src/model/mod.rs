@@ -4,6 +4,7 @@
 
 mod call;
 mod campaigns;
+mod conditions;
 mod error;
 pub mod event;
 mod operator_log;
@@ -23,6 +24,7 @@ mod users;
 
 pub use call::*;
 pub use campaigns::*;
+pub use conditions::*;
 pub use error::Error;
 pub use operator_log::*;
 pub use orders::*;

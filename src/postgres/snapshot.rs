@@ -135,7 +135,7 @@ row! {
     /// A campaign; `last_no` is the highest known issue number.
     CampaignRow {
         id: i64, code: String, discount_type: String, discount_amount: i64, total: i64, issued: i64, withheld: i64,
-        opens_at: i64, closes_at: i64, expires_at: i64, last_no: i64,
+        opens_at: i64, closes_at: i64, expires_at: i64, last_no: i64, conditions: String,
     }
 }
 
@@ -354,7 +354,7 @@ impl Snapshot {
                  (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
                  (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
                  greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
-                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no
+                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no, conditions
              FROM campaigns WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)",
         )
     }

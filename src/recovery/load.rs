@@ -229,6 +229,7 @@ impl Loading<'_> {
         let skipped = (row.last_no - row.issued).max(row.withheld);
         let nonzero = |n: &i64| (*n != 0).then_some(*n);
         let (withheld, skipped) = (nonzero(&row.withheld), nonzero(&skipped));
+        let conditions = Some(&row.conditions).filter(|conditions| !conditions.is_empty());
         let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
             ("code", Some(&row.code)),
             ("type", Some(&row.discount_type)),
@@ -240,6 +241,7 @@ impl Loading<'_> {
             ("opens_at", Some(&row.opens_at)),
             ("closes_at", Some(&row.closes_at)),
             ("expires_at", Some(&row.expires_at)),
+            ("conditions", conditions.map(|conditions| conditions as _)),
         ];
         bulk.hash(here, Keys(here).campaign(coupon), fields).await?;
         Ok(bulk.ranked(here, Keys(here).campaigns(), row.id, row.closes_at).await?)

@@ -135,6 +135,7 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
             coupon_id,
             code: fields.get("code")?.clone(),
             discount,
+            conditions: fields.get("conditions").map_or(Some(CouponConditions::default()), |text| text.parse().ok())?,
             total: count(int("total")?)?,
             opens_at: time(int("opens_at")?)?,
             closes_at: time(int("closes_at")?)?,

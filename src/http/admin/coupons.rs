@@ -21,7 +21,9 @@ use crate::{
         routes::coupons::CampaignResponse,
         state::AppState,
     },
-    model::{CampaignPatch, CouponId, Discount, DiscountType, NewCampaign, UserId},
+    model::{
+        CampaignPatch, Category, CouponConditions, CouponId, Discount, DiscountType, NewCampaign, ProductId, UserId,
+    },
 };
 
 /// The documented routes.
@@ -39,8 +41,9 @@ const MAX_CAMPAIGN: i64 = 1_000_000_000;
 #[schema(
     description = "쿠폰 캠페인 생성 요청",
     example = json!({
-        "couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": 100,
-        "opensAt": "2024-04-01T10:00:00", "closesAt": "2024-06-30T23:59:59", "expiredAt": "2024-06-30T23:59:59"
+        "couponCode": "HANGHAE8888", "discountType": "PERCENTAGE", "discountAmount": 10, "totalQuantity": 100,
+        "opensAt": "2024-04-01T10:00:00", "closesAt": "2024-06-30T23:59:59", "expiredAt": "2024-06-30T23:59:59",
+        "minOrderPrice": 30000, "maxDiscountPrice": 5000, "productIds": [1, 2], "categories": ["SHOES"]
     }),
 )]
 pub struct CreateCampaignRequest {
@@ -63,6 +66,16 @@ pub struct CreateCampaignRequest {
     closes_at: Option<LocalTime>,
     /// 쿠폰 만료 시각
     expired_at: LocalTime,
+    /// 쿠폰을 쓸 수 있는 최소 주문 금액(할인 전, 원): 없거나 null이면 제한하지 않습니다
+    min_order_price: Option<Bounded<1, { MAX_FIXED_DISCOUNT }>>,
+    /// 최대 할인 금액(원): PERCENTAGE만 가능하며, 없거나 null이면 제한하지 않습니다
+    max_discount_price: Option<Bounded<1, { MAX_FIXED_DISCOUNT }>>,
+    /// 할인 대상 상품: productIds와 categories 중 하나에 해당하는 상품만 할인합니다. 둘 다 없거나 null이면 모든 상품을 할인합니다
+    #[schema(min_items = 1, max_items = 100)]
+    product_ids: Option<Vec<ProductId>>,
+    /// 할인 대상 카테고리
+    #[schema(min_items = 1, max_items = 20)]
+    categories: Option<Vec<Category>>,
 }
 
 impl RequestBody for CreateCampaignRequest {
@@ -82,9 +95,21 @@ impl RequestBody for CreateCampaignRequest {
         if closing > expires_at || opens_at.is_some_and(|opening| opening >= closing) {
             return None;
         }
-        Some(NewCampaign {
+        // An empty list would be of no product.
+        if self.product_ids.as_ref().is_some_and(Vec::is_empty) || self.categories.as_ref().is_some_and(Vec::is_empty) {
+            return None;
+        }
+        let discount = Discount { kind: self.discount_type, amount: self.discount_amount.get() };
+        let conditions = CouponConditions {
+            min_order_price: self.min_order_price.map(Bounded::get),
+            max_discount_price: self.max_discount_price.map(Bounded::get),
+            product_ids: self.product_ids.unwrap_or_default(),
+            categories: self.categories.unwrap_or_default(),
+        };
+        conditions.are_valid(discount).then_some(NewCampaign {
             code: self.coupon_code.into(),
-            discount: Discount { kind: self.discount_type, amount: self.discount_amount.get() },
+            discount,
+            conditions,
             total: self.total_quantity.get(),
             opens_at,
             closes_at,
@@ -107,7 +132,8 @@ documented_errors! { CreateErrors {
     operation_id = "createCampaign",
     tag = "운영",
     summary = "쿠폰 캠페인 생성",
-    description = "선착순 쿠폰 캠페인을 생성합니다. 발급 기간을 지정하지 않으면 바로 시작되어 쿠폰이 만료될 때까지 발급됩니다.",
+    description = "선착순 쿠폰 캠페인을 생성합니다. 발급 기간을 지정하지 않으면 바로 시작되어 쿠폰이 만료될 때까지 발급됩니다. 쿠폰을 쓸 수 있는 \
+        주문의 조건을 정할 수 있습니다.",
     request_body(content = CreateCampaignRequest),
     responses((status = 201, description = "캠페인 생성 성공", body = CampaignResponse), CreateErrors)
 )]
@@ -274,10 +300,27 @@ mod tests {
             json!({ "couponCode": " " }),
             json!({ "couponCode": "A\u{0}" }),
             json!({ "couponCode": "쿠".repeat(65) }),
+            json!({ "minOrderPrice": 0 }),
+            json!({ "minOrderPrice": 1_000_000_000_001_i64 }),
+            json!({ "minOrderPrice": "1000" }),
+            json!({ "maxDiscountPrice": 1 }),
+            json!({ "discountType": "PERCENTAGE", "discountAmount": 10, "maxDiscountPrice": 0 }),
+            json!({ "productIds": [] }),
+            json!({ "productIds": [0] }),
+            json!({ "productIds": [1, null] }),
+            json!({ "productIds": 1 }),
+            json!({ "productIds": (1..=101).collect::<Vec<_>>() }),
+            json!({ "categories": [] }),
+            json!({ "categories": ["shoes"] }),
+            json!({ "categories": "SHOES" }),
+            json!({ "categories": vec!["SHOES"; 21] }),
         ] {
             assert!(campaign(hostile.clone()).is_none(), "{hostile}");
         }
         assert!(campaign(json!({ "discountType": "PERCENTAGE", "discountAmount": 100 })).is_some());
+        let most = json!({ "minOrderPrice": 1_000_000_000_000_i64, "productIds": (1..=100).collect::<Vec<_>>(),
+            "categories": vec!["SHOES"; 20], "maxDiscountPrice": null });
+        assert!(campaign(most).is_some());
         assert!(campaign(json!({ "couponCode": "쿠".repeat(64) })).is_some());
     }
 }

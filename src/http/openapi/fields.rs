@@ -7,7 +7,7 @@ use serde_json::json;
 use utoipa::openapi::{
     Components, Object, RefOr, Schema,
     path::Operation,
-    schema::{SchemaType, Type},
+    schema::{ArrayItems, SchemaType, Type},
 };
 
 use super::document::SCHEMAS;
@@ -23,6 +23,15 @@ pub fn inline(components: &mut Components) {
         let mut example = object.example.take();
         for (name, property) in &mut object.properties {
             let part = example.as_mut().and_then(|example| example.as_object_mut()?.remove(name));
+            if let RefOr::T(Schema::Array(list)) = property
+                && let ArrayItems::RefOrSchema(item) = &mut list.items
+                && let Some(mut field) = in_place(item, &types)
+            {
+                field.description = None;
+                **item = field.into();
+                list.example = part;
+                continue;
+            }
             let Some(mut field) = in_place(property, &types) else { continue };
             field.example = part;
             *property = field.into();

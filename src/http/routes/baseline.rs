@@ -20,8 +20,8 @@ use crate::{
         state::AppState,
     },
     model::{
-        CampaignTerms, CouponId, Discount, DiscountType, Error, IssuedCoupon, Millis, Product, ProductId, Reply,
-        SaleTerms,
+        CampaignTerms, CouponConditions, CouponId, Discount, DiscountType, Error, IssuedCoupon, Millis, Product,
+        ProductId, Reply, SaleTerms,
     },
 };
 
@@ -34,7 +34,9 @@ static TERMS: LazyLock<Option<Arc<CampaignTerms>>> = LazyLock::new(|| {
     let discount = Discount { kind: DiscountType::Fixed, amount: 1000 };
     let (opens_at, closes_at) = (Millis(1_772_427_600_000), Millis(1_782_427_600_000));
     let code = "BASELINE".to_owned();
-    Some(Arc::new(CampaignTerms { coupon_id, code, discount, total: 1, opens_at, closes_at, expires_at: closes_at }))
+    let conditions = CouponConditions::default();
+    let (total, expires_at) = (1, closes_at);
+    Some(Arc::new(CampaignTerms { coupon_id, code, discount, conditions, total, opens_at, closes_at, expires_at }))
 });
 
 async fn issue(

@@ -18,7 +18,10 @@ use crate::{
         reply::{Answer, Done, Found},
         state::AppState,
     },
-    model::{Campaign, CouponId, CouponStatus, DiscountType, IssuedCoupon, Millis, OrderId, UserCoupon, UserId},
+    model::{
+        Campaign, CouponConditions, CouponId, CouponStatus, DiscountType, IssuedCoupon, Millis, OrderId, UserCoupon,
+        UserId,
+    },
 };
 
 /// The documented routes.
@@ -123,6 +126,18 @@ async fn issue(
     Ok(Answer::ok(issued.map(|coupon| CouponIssueResponse::new(coupon, app.engine.zone()))))
 }
 
+/// The products of conditions; `None` if they name none.
+fn shown_products(conditions: &CouponConditions) -> Option<Vec<i64>> {
+    let products: Vec<i64> = conditions.product_ids.iter().map(|product| product.get()).collect();
+    (!products.is_empty()).then_some(products)
+}
+
+/// The categories of conditions; `None` if they name none.
+fn shown_categories(conditions: &CouponConditions) -> Option<Vec<String>> {
+    let categories: Vec<String> = conditions.categories.iter().map(|category| category.as_str().to_owned()).collect();
+    (!categories.is_empty()).then_some(categories)
+}
+
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "사용자 쿠폰")]
@@ -153,11 +168,28 @@ pub struct UserCouponResponse {
     held_by_order_id: Option<i64>,
     /// 선착순 번호: 1부터 시작합니다.
     issue_no: i64,
+    /// 쿠폰을 쓸 수 있는 최소 주문 금액(할인 전, 원): null이면 제한이 없습니다
+    #[schema(required = true)]
+    min_order_price: Option<i64>,
+    /// 최대 할인 금액(원): null이면 제한이 없습니다
+    #[schema(required = true)]
+    max_discount_price: Option<i64>,
+    /// 할인 대상 상품: productIds와 categories 중 하나에 해당하는 상품만 할인합니다. 둘 다 null이면 모든 상품을 할인합니다
+    #[schema(required = true)]
+    product_ids: Option<Vec<i64>>,
+    /// 할인 대상 카테고리
+    #[schema(required = true)]
+    categories: Option<Vec<String>>,
 }
 
 impl UserCouponResponse {
     pub fn new(coupon: UserCoupon, zone: Tz) -> Self {
+        let conditions = &coupon.terms.conditions;
         UserCouponResponse {
+            min_order_price: conditions.min_order_price,
+            max_discount_price: conditions.max_discount_price,
+            product_ids: shown_products(conditions),
+            categories: shown_categories(conditions),
             coupon_id: coupon.terms.coupon_id.get(),
             coupon_code: coupon.terms.code.clone(),
             coupon_status: coupon.status,
@@ -190,12 +222,14 @@ documented_errors! { ListErrors {
             {
                 "couponId": 1, "couponCode": "HANGHAE8888", "couponStatus": "AVAILABLE", "discountType": "FIXED",
                 "discountAmount": 1000, "createdAt": "2024-04-01T10:00:00", "usedAt": null,
-                "expiredAt": "2024-06-30T23:59:59", "userCouponId": 1, "heldByOrderId": null, "issueNo": 1
+                "expiredAt": "2024-06-30T23:59:59", "userCouponId": 1, "heldByOrderId": null, "issueNo": 1,
+                "minOrderPrice": 30000, "maxDiscountPrice": null, "productIds": null, "categories": null
             },
             {
                 "couponId": 2, "couponCode": "SPARTA1000", "couponStatus": "USED", "discountType": "PERCENTAGE",
                 "discountAmount": 20, "createdAt": "2024-03-20T12:00:00", "usedAt": "2024-03-25T14:45:00",
-                "expiredAt": "2024-04-30T23:59:59", "userCouponId": 2, "heldByOrderId": null, "issueNo": 1
+                "expiredAt": "2024-04-30T23:59:59", "userCouponId": 2, "heldByOrderId": null, "issueNo": 1,
+                "minOrderPrice": null, "maxDiscountPrice": 5000, "productIds": [1, 2], "categories": ["SHOES"]
             }
         ])),
         ListErrors,
@@ -234,12 +268,28 @@ pub struct CampaignResponse {
     /// 쿠폰 만료 시각
     #[schema(example = "2024-06-30T23:59:59")]
     expired_at: String,
+    /// 쿠폰을 쓸 수 있는 최소 주문 금액(할인 전, 원): null이면 제한이 없습니다
+    #[schema(required = true)]
+    min_order_price: Option<i64>,
+    /// 최대 할인 금액(원): null이면 제한이 없습니다
+    #[schema(required = true)]
+    max_discount_price: Option<i64>,
+    /// 할인 대상 상품: productIds와 categories 중 하나에 해당하는 상품만 할인합니다. 둘 다 null이면 모든 상품을 할인합니다
+    #[schema(required = true)]
+    product_ids: Option<Vec<i64>>,
+    /// 할인 대상 카테고리
+    #[schema(required = true)]
+    categories: Option<Vec<String>>,
 }
 
 impl CampaignResponse {
     pub fn new(campaign: Campaign, zone: Tz) -> Self {
         let Campaign { terms, issued, withheld } = campaign;
         CampaignResponse {
+            min_order_price: terms.conditions.min_order_price,
+            max_discount_price: terms.conditions.max_discount_price,
+            product_ids: shown_products(&terms.conditions),
+            categories: shown_categories(&terms.conditions),
             coupon_id: terms.coupon_id.get(),
             discount_type: terms.discount.kind,
             discount_amount: terms.discount.amount,

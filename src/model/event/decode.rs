@@ -192,7 +192,7 @@ impl Body {
                 price: f.count("price")?,
                 units: f.units("units")?,
                 category: f.text("category")?.to_owned(),
-                terms: f.terms("terms")?,
+                terms: f.later("terms")?,
             },
             "product_updated" => Body::ProductUpdated {
                 product: f.id("product", ProductId::new)?,
@@ -201,12 +201,13 @@ impl Body {
                 category: f.text("category")?.to_owned(),
                 delta: f.change("delta")?,
                 version: f.later_count("version")?,
-                terms: f.terms("terms")?,
+                terms: f.later("terms")?,
             },
             "campaign_created" => Body::CampaignCreated(CampaignTerms {
                 coupon_id: f.id("coupon", CouponId::new)?,
                 code: f.text("code")?.to_owned(),
                 discount: Discount { kind: f.name("type")?, amount: f.count("amount")? },
+                conditions: f.later("conditions")?,
                 total: f.count("total")?,
                 opens_at: f.time("opens_at")?,
                 closes_at: f.time("closes_at")?,
@@ -339,7 +340,7 @@ impl Body {
                 total: f.count("total")?,
                 price: f.count("price")?,
                 version: f.count("version")?,
-                terms: f.terms("terms")?,
+                terms: f.later("terms")?,
             },
             "stock_received" => Body::StockReceived {
                 product: f.id("product", ProductId::new)?,

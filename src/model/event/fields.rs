@@ -101,8 +101,8 @@ impl<'a> EventFields<'a> {
         }
     }
 
-    /// Terms of sale, which older events do not have.
-    pub(super) fn terms(&self, name: &str) -> Result<SaleTerms, BadEvent> {
+    /// A value that older events do not have: nothing is its default.
+    pub(super) fn later<T: FromStr>(&self, name: &str) -> Result<T, BadEvent> {
         let text = self.get(name).unwrap_or_default();
         text.parse().map_err(|_| Self::bad(name, text))
     }

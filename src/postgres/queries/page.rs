@@ -239,7 +239,7 @@ impl Snapshot {
                  (extract(epoch FROM closes_at) * 1000)::bigint AS closes_at,
                  (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at,
                  greatest((SELECT max(issue_no) FROM user_coupons WHERE coupon_id = id),
-                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no
+                          (SELECT max(issue_no) FROM remote_coupons WHERE coupon_id = id), 0) AS last_no, conditions
              FROM campaigns WHERE id = ANY($1)",
         )
         .bind(ids)

@@ -9,11 +9,13 @@ pub(super) async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), Apply
         "new campaigns",
         new.len(),
         "INSERT INTO campaigns
-             (id, code, discount_type, discount_amount, total, issued, opens_at, closes_at, expires_at, created_at)
+             (id, code, discount_type, discount_amount, total, issued, opens_at, closes_at, expires_at, created_at,
+              conditions)
          SELECT id, code, type, amount, total, 0, to_timestamp(opens / 1000.0), to_timestamp(closes / 1000.0),
-             to_timestamp(expires / 1000.0), to_timestamp(at / 1000.0)
+             to_timestamp(expires / 1000.0), to_timestamp(at / 1000.0), conditions
          FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                     $8::bigint[], $9::bigint[]) AS new (id, code, type, amount, total, opens, closes, expires, at)",
+                     $8::bigint[], $9::bigint[], $10::text[])
+             AS new (id, code, type, amount, total, opens, closes, expires, at, conditions)",
         vec![
             column!(new, (t, _) => t.coupon_id.get()),
             column!(new, (t, _) => t.code.clone()),
@@ -24,6 +26,7 @@ pub(super) async fn campaigns(db: &Apply<'_>, batch: &Batch) -> Result<(), Apply
             column!(new, (t, _) => ms(t.closes_at)),
             column!(new, (t, _) => ms(t.expires_at)),
             column!(new, (_, at) => ms(*at)),
+            column!(new, (t, _) => t.conditions.to_string()),
         ],
     )
     .await?;

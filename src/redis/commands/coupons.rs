@@ -206,7 +206,8 @@ impl Store {
             .arg(terms.total)
             .arg(opens_at.map(|at| at.0.to_string()).unwrap_or_default())
             .arg(terms.closes_at.0)
-            .arg(terms.expires_at.0);
+            .arg(terms.expires_at.0)
+            .arg(terms.conditions.to_string());
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
             ReplyCode::Created => Ok(Some(Millis(reply.get(0)?))),

@@ -38,10 +38,11 @@ pub struct PlaceOrder {
     pub lines: Vec<(ProductId, i64)>,
 }
 
-/// The value of a coupon, and when it expires.
-#[derive(Clone, Copy, Debug)]
+/// The value of a coupon for an order, and when it expires.
+#[derive(Clone, Debug)]
 pub struct CouponTerms {
     pub discount: Discount,
+    pub conditions: OrderConditions,
     pub expires_at: Millis,
 }
 
@@ -67,10 +68,12 @@ impl Batchable for PlaceOrder {
             Some((coupon, _)) => invocation.arg(coupon.get()),
         };
         match &self.coupon {
-            Some((_, Some(CouponTerms { discount, expires_at }))) => {
-                invocation.arg(discount.kind.as_str()).arg(discount.amount).arg(expires_at.0)
-            }
-            _ => invocation.arg("").arg("").arg(""),
+            Some((_, Some(CouponTerms { discount, conditions, expires_at }))) => invocation
+                .arg(discount.kind.as_str())
+                .arg(discount.amount)
+                .arg(expires_at.0)
+                .arg(conditions.to_string()),
+            _ => invocation.arg("").arg("").arg("").arg(""),
         };
         invocation.arg(self.lines.len());
         for (product, quantity) in &self.lines {

@@ -233,6 +233,20 @@ impl Store {
         Ok(found.collect())
     }
 
+    /// The categories of products; `None` for one that does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn categories_of(&self, ids: &[ProductId]) -> Result<Vec<Option<String>>, Error> {
+        let categories = ids.iter().map(|id| {
+            let here = self.owner(id.get());
+            let mut read = redis::cmd("HGET");
+            read.arg(Keys(here).product(*id)).arg("category");
+            self.query(here, read)
+        });
+        try_join_all(categories).await
+    }
+
     /// A page of the catalog by product id, and the number of all products.
     pub async fn products(
         &self,

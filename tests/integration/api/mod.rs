@@ -1,6 +1,7 @@
 //! The public API, endpoint by endpoint, over HTTP.
 
 mod balances;
+mod conditions;
 mod coupons;
 pub mod errors;
 mod fuzz_requests;

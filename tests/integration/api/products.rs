@@ -11,11 +11,6 @@ const DAY_MS: i64 = 86_400_000;
 /// From [`START`], 14:00 in Seoul, to midnight there.
 const TO_MIDNIGHT_MS: i64 = 10 * 3_600_000;
 
-async fn product(test: &TestApp, name: &str, category: &str, price: i64, stock: i64) -> i64 {
-    let body = json!({"productName": name, "price": price, "stockQuantity": stock, "category": category});
-    id(&post(test, "/admin/v1/products", body).await.created(), "productId")
-}
-
 #[tokio::test]
 async fn product_shows_stock_left() {
     on_1_and_3(async |test| {

@@ -60,7 +60,7 @@ fn example(test: &TestApp, document: &Value, name: &str, schema: &Value) -> Valu
     }
     match name {
         "opensAt" => return now(test).into(),
-        "discountType" => return "FIXED".into(),
+        "discountType" => return "PERCENTAGE".into(),
         "closesAt" | "expiredAt" => return after(test, 3_600_000).into(),
         _ => {}
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use firstcome::{
     app::App,
     model::{
-        CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewPayment, OrderId, Partition, PaymentId,
-        PaymentType, ProductId, UserId,
+        CalendarDay, Clock, CouponId, Error, Millis, NewCampaign, NewOrder, NewPayment, NewProduct, OrderId, Partition,
+        PaymentId, PaymentType, ProductId, SaleStatus, SaleTerms, UserId,
     },
     redis::commands::{OwnSequence, PayOrder, Settled},
 };
@@ -59,6 +59,7 @@ fn campaign(opens_at: Option<Millis>, closes_at: Option<Millis>, expires_at: Mil
     NewCampaign {
         code: "CODE".into(),
         discount: firstcome::model::Discount { kind: "FIXED".parse().unwrap(), amount: 10 },
+        conditions: firstcome::model::CouponConditions::default(),
         total: 100,
         opens_at,
         closes_at,
@@ -106,11 +107,46 @@ async fn coupon_issued_by_skewed_process_keeps_window_and_dates() {
 }
 
 #[tokio::test]
+async fn product_sold_by_skewed_process_keeps_window() {
+    for partitions in [1, 3] {
+        let clocks = Clocks::start(Options { partitions, ..Options::default() }).await;
+        let now = clocks.now().await;
+        let window = |opens_in: Option<i64>, closes_in: Option<i64>| SaleTerms {
+            opens_at: opens_in.map(|ms| now.plus(ms)),
+            closes_at: closes_in.map(|ms| now.plus(ms)),
+            ..SaleTerms::default()
+        };
+        for app in clocks.all() {
+            for (terms, status) in [
+                (window(Some(30_000), None), SaleStatus::Scheduled),
+                (window(None, Some(-30_000)), SaleStatus::Ended),
+                (window(Some(-SLACK_MS), Some(3_600_000)), SaleStatus::OnSale),
+            ] {
+                let new = NewProduct { name: "A".into(), price: 1, stock: 9, category: "TOP".parse().unwrap(), terms };
+                let created = app.engine.create_product(&call(None), new).await.unwrap().value;
+                assert_eq!(created.sale_status(), status);
+                for seller in clocks.all() {
+                    let user_id = UserId::new(clocks.test.user(100).await).unwrap();
+                    let order = NewOrder { user_id, lines: vec![(created.product_id, 1)], coupon_id: None };
+                    let placed = seller.engine.place_order(&call(None), order).await;
+                    match status {
+                        SaleStatus::OnSale => drop(placed.unwrap()),
+                        _ => assert!(matches!(placed, Err(Error::NotOnSale)), "{placed:?}"),
+                    }
+                    assert_eq!(seller.engine.product(created.product_id).await.unwrap().sale_status(), status);
+                }
+            }
+        }
+        clocks.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn order_expires_by_store_clock_when_processes_skewed() {
     let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
     let (user, product) = (clocks.test.user(100_000).await, clocks.test.product(100, 100).await);
     let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
-    let order = || firstcome::model::NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
+    let order = || NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
     let mut orders = Vec::new();
     for app in clocks.all() {
         let before = clocks.now().await;

@@ -108,6 +108,7 @@ impl Comparison<'_> {
                 let new = NewCampaign {
                     code: "RANDOM".into(),
                     discount: Discount { kind: DiscountType::Fixed, amount: 1 },
+                    conditions: CouponConditions::default(),
                     total,
                     opens_at: Some(opens),
                     closes_at: Some(closes),

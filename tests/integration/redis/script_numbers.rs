@@ -2,8 +2,8 @@
 
 use firstcome::{
     model::{
-        CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewProduct, OrderId, Partition, ProductId,
-        ProductPatch, SaleTerms, UserId,
+        CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewProduct, OrderConditions, OrderId, Partition,
+        ProductId, ProductPatch, SaleTerms, UserId,
         event::{self, Body, Event},
     },
     redis::{
@@ -148,8 +148,8 @@ async fn order_of_hundred_lines_exact() {
     test.finish().await;
 }
 
-/// A case of a discount: two prices, the units of the first, and the discount.
-type Case = (i64, i64, i64, Discount);
+/// A case of a discount: two prices, the units of the first, the discount and its conditions.
+type Case = (i64, i64, i64, Discount, OrderConditions);
 
 fn cases() -> Vec<Case> {
     let percent = |amount| Discount { kind: DiscountType::Percentage, amount };
@@ -171,18 +171,24 @@ fn cases() -> Vec<Case> {
         for discount in
             [1, 7, 29, 33, 50, 57, 58, 99, 100].map(percent).into_iter().chain([1, 1_000_000_000_000].map(fixed))
         {
-            cases.push((total.0, total.1, total.2, discount));
+            cases.push((total.0, total.1, total.2, discount, OrderConditions::default()));
         }
     }
     let price = 0..=1_000_000_000_000_i64;
     let amount = proptest::prop_oneof![(1..=100_i64).prop_map(percent), (1..=1_000_000_000_000_i64).prop_map(fixed)];
-    let random = (price.clone(), 1..=9_000_i64, price, amount);
+    let won = || proptest::option::of(proptest::prop_oneof![1..=2_000_i64, 1..=1_000_000_000_000_i64]);
+    let lines = proptest::option::of(proptest::collection::vec(proptest::bool::ANY, 2));
+    let conditions = (won(), won(), lines).prop_map(|(min_order_price, max_discount_price, qualifying)| {
+        OrderConditions { min_order_price, max_discount_price, qualifying }
+    });
+    let price = proptest::prop_oneof![0..=2_000_i64, price];
+    let random = (price.clone(), 1..=9_000_i64, price, amount, conditions);
     let mut runner = TestRunner::deterministic();
-    cases.extend((0..300).map(|_| random.new_tree(&mut runner).unwrap().current()));
+    cases.extend((0..400).map(|_| random.new_tree(&mut runner).unwrap().current()));
     cases
 }
 
-/// `order_place.lua` computes discounts in Lua, [`Discount::of`] in Rust.
+/// `order_place.lua` computes discounts in Lua, [`OrderConditions::discount`] in Rust.
 #[tokio::test]
 async fn discount_equal_in_lua_and_rust() {
     let test = TestApp::start().await;
@@ -201,15 +207,15 @@ async fn discount_equal_in_lua_and_rust() {
     let coupon = test.campaign("FIXED", 1, 10).await;
     test.issue(coupon, 1).await.ok();
     let coupon_id = CouponId::new(coupon).unwrap();
-    for (n, (price, units, rest, discount)) in cases().into_iter().enumerate() {
-        let case = format!("{price} × {units} + {rest}, {discount:?}");
+    for (n, (price, units, rest, discount, conditions)) in cases().into_iter().enumerate() {
+        let case = format!("{price} × {units} + {rest}, {discount:?}, {conditions:?}");
         for (id, price) in [(1, price), (2, rest)] {
             let patch = ProductPatch { price: Some(price), ..ProductPatch::default() };
             let had = test.store.product(product(id)).await.unwrap();
             test.store.product_update(&plain, &had, &patch, 0).await.unwrap().unwrap();
         }
         // The terms are arguments of the script, so that each case has its own.
-        let terms = CouponTerms { discount, expires_at: START.plus(1) };
+        let terms = CouponTerms { discount, conditions: conditions.clone(), expires_at: START.plus(1) };
         let order_id = OrderId::new(1_000 + n as i64).unwrap();
         let place = PlaceOrder {
             order_id,
@@ -222,25 +228,21 @@ async fn discount_equal_in_lua_and_rust() {
         };
         let total = price * units + rest;
         let placed = test.store.order_place(&plain, place).await;
-        if total > MAX_SAFE_INTEGER {
+        if total > MAX_SAFE_INTEGER && conditions.have_line() {
             assert!(matches!(placed, Err(Error::InvalidOrder)), "{case}: {placed:?}");
             continue;
         }
-        let final_price = total - discount.of(total);
+        let Some(discount) = conditions.discount(discount, &[price * units, rest]) else {
+            assert!(matches!(placed, Err(Error::InvalidCoupon)), "{case}: {placed:?}");
+            continue;
+        };
+        let final_price = total - discount;
         let Placement::Placed(placed) = placed.unwrap() else { panic!("{case}: too few units") };
         assert_eq!(placed.value.final_price, final_price, "{case}");
         let Body::OrderPlaced(event) = last_event(&test).await.body else { panic!("{case}") };
-        assert_eq!(
-            (event.total, event.discount, event.final_price),
-            (total, discount.of(total), final_price),
-            "{case}"
-        );
+        assert_eq!((event.total, event.discount, event.final_price), (total, discount, final_price), "{case}");
         let record = test.store.order(order_id).await.unwrap().unwrap().order;
-        assert_eq!(
-            (record.total, record.discount, record.final_price),
-            (total, discount.of(total), final_price),
-            "{case}"
-        );
+        assert_eq!((record.total, record.discount, record.final_price), (total, discount, final_price), "{case}");
         let close = CloseOrder { order_id, user_id: user(1), closing: Closing::Cancel { paid_on: None } };
         test.store.order_close(&plain, &close).await.unwrap().unwrap();
     }

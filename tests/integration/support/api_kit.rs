@@ -201,6 +201,19 @@ pub fn with_terms(mut product: Value) -> Value {
     product
 }
 
+/// A campaign, or a coupon of a user, with the conditions of one that has none.
+pub fn with_conditions(mut coupon: Value) -> Value {
+    let none = json!({"minOrderPrice": null, "maxDiscountPrice": null, "productIds": null, "categories": null});
+    coupon.as_object_mut().unwrap().extend(none.as_object().unwrap().clone());
+    coupon
+}
+
+/// A new product's id.
+pub async fn product(test: &TestApp, name: &str, category: &str, price: i64, stock: i64) -> i64 {
+    let body = json!({"productName": name, "price": price, "stockQuantity": stock, "category": category});
+    id(&post(test, "/admin/v1/products", body).await.created(), "productId")
+}
+
 /// An order of these lines, product and quantity.
 pub fn order_of(user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> Value {
     let lines: Vec<Value> =

@@ -155,7 +155,11 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
             .optional(false)
             .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
             .optional(false)
-            .field("expiredAt", Kind::Word, "\"2026-03-05T00:00:00\""),
+            .field("expiredAt", Kind::Word, "\"2026-03-05T00:00:00\"")
+            .field("minOrderPrice", Kind::Int(1, 1_000_000_000_000), 10)
+            .optional(true)
+            .field("maxDiscountPrice", Kind::Int(1, 1_000_000_000_000), 10)
+            .optional(true),
     ];
     (test, writes)
 }

@@ -39,6 +39,7 @@ enum Op {
         opens_in: i64,
         lasts: i64,
         good_for: i64,
+        conditions: OpConditions,
     },
     /// The bounds of a campaign's window, from now; `None` leaves a bound unchanged.
     UpdateWindow {
@@ -101,6 +102,32 @@ impl OpTerms {
     }
 }
 
+/// Conditions of a coupon. The products of even places are of one category, the others of another.
+#[derive(Clone, Copy, Debug, Default)]
+struct OpConditions {
+    least: Option<i64>,
+    most: Option<i64>,
+    product: Option<usize>,
+    of_even: Option<bool>,
+}
+
+impl OpConditions {
+    fn qualifies(self, product: usize) -> bool {
+        let of_all = self.product.is_none() && self.of_even.is_none();
+        of_all || self.product == Some(product) || self.of_even == Some(product.is_multiple_of(2))
+    }
+}
+
+fn category(product: usize) -> Category {
+    if product.is_multiple_of(2) { "EVEN" } else { "ODD" }.parse().unwrap()
+}
+
+fn conditions() -> impl Strategy<Value = OpConditions> {
+    let won = || prop::option::weighted(0.3, prop_oneof![1..50i64, 1..1_000i64]);
+    let places = (prop::option::weighted(0.2, 0..6usize), prop::option::weighted(0.2, any::<bool>()));
+    (won(), won(), places).prop_map(|(least, most, (product, of_even))| OpConditions { least, most, product, of_even })
+}
+
 fn terms() -> impl Strategy<Value = OpTerms> {
     let time = || prop::option::weighted(0.3, prop_oneof![Just(0), -2_000..2_000i64, -2_000_000..90_000_000i64]);
     // Usually the limit that a group has.
@@ -127,9 +154,10 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(price, stock, terms)| Op::Product { price, stock, terms }),
         2 => (pick(), terms()).prop_map(|(product, terms)| Op::Terms { product, terms }),
         1 => (pick(), -3..6i64).prop_map(|(product, delta)| Op::Restock { product, delta }),
-        2 => (any::<bool>(), 1..=100i64, 1..4i64, prop_oneof![Just(0), 0..2_000i64], 1..9_000_000i64, 0..90_000_000i64)
-            .prop_map(|(percent, amount, total, opens_in, lasts, good_for)| Op::Campaign {
-                percent, amount, total, opens_in, lasts, good_for
+        2 => (any::<bool>(), 1..=100i64, 1..4i64, prop_oneof![Just(0), 0..2_000i64], 1..9_000_000i64, 0..90_000_000i64,
+              conditions())
+            .prop_map(|(percent, amount, total, opens_in, lasts, good_for, conditions)| Op::Campaign {
+                percent, amount, total, opens_in, lasts, good_for, conditions
             }),
         2 => (pick(), prop::option::of(-2_000_000..2_000_000i64), prop::option::of(prop_oneof![
                 2 => -61_000..0i64, 1 => Just(0), 1 => Just(-60_000), 1 => Just(-60_001), 4 => 0..2_000_000i64
@@ -185,6 +213,8 @@ struct Model {
     /// The limits of groups.
     groups: BTreeMap<LimitGroup, i64>,
     campaigns: Vec<(Discount, i64, i64, i64, i64)>,
+    /// Of each campaign.
+    conditions: Vec<OpConditions>,
     issued: Vec<i64>,
     coupons: BTreeMap<(usize, usize), Coupon>,
     orders: Vec<ModelOrder>,
@@ -325,7 +355,8 @@ impl Model {
         }
         if let Some(coupon) = coupon {
             let free = self.coupons.get(&(coupon, user)) == Some(&Coupon::Free);
-            if !free || now >= self.campaigns[coupon].4 {
+            let has_line = |conditions: &OpConditions| lines.keys().any(|product| conditions.qualifies(*product));
+            if !free || now >= self.campaigns[coupon].4 || !has_line(&self.conditions[coupon]) {
                 return Err("InvalidCoupon");
             }
         }
@@ -333,7 +364,19 @@ impl Model {
         let Some(total) = i64::try_from(total).ok().filter(|total| *total <= MAX_SAFE_INTEGER) else {
             return Err("InvalidOrder");
         };
-        let discount = coupon.map_or(0, |coupon| self.campaigns[coupon].0.of(total));
+        let discount = match coupon {
+            None => 0,
+            Some(coupon) => {
+                let OpConditions { least, most, .. } = self.conditions[coupon];
+                let of = lines.iter().filter(|(product, _)| self.conditions[coupon].qualifies(**product));
+                let of: i64 = of.map(|(product, units)| self.products[*product].0 * units).sum();
+                if least.is_some_and(|least| total < least) {
+                    return Err("InvalidCoupon");
+                }
+                let discount = self.campaigns[coupon].0.of(of);
+                most.map_or(discount, |most| discount.min(most))
+            }
+        };
         let final_price = total - discount;
         if self.users[user].0 < final_price {
             return Err("InsufficientBalance");

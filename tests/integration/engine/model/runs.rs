@@ -72,7 +72,7 @@ impl Run {
                 Ok(("created".into(), None))
             }
             Op::Product { price, stock, terms } => {
-                let (category, terms) = ("TOP".parse().unwrap(), terms.at(now));
+                let (category, terms) = (category(self.model.product_ids.len()), terms.at(now));
                 let new =
                     NewProduct { name: format!("product {index}"), price: *price, stock: *stock, category, terms };
                 // The API refuses the others before.
@@ -105,12 +105,24 @@ impl Run {
                 let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
                 updated.map(|reply| (format!("stock {}", reply.value.stock), None))
             }
-            Op::Campaign { percent, amount, total, opens_in, lasts, good_for } => {
+            Op::Campaign { percent, amount, total, opens_in, lasts, good_for, conditions } => {
                 let kind = if *percent { DiscountType::Percentage } else { DiscountType::Fixed };
                 let opens = now.plus(*opens_in);
+                let product = |place: usize| self.model.product_ids.get(place).copied().unwrap_or(UNKNOWN_ID);
+                let conditions = CouponConditions {
+                    min_order_price: conditions.least,
+                    max_discount_price: conditions.most,
+                    product_ids: conditions
+                        .product
+                        .and_then(|place| ProductId::new(product(place)))
+                        .into_iter()
+                        .collect(),
+                    categories: conditions.of_even.map(|even| category(usize::from(!even))).into_iter().collect(),
+                };
                 let new = NewCampaign {
                     code: format!("C{index}"),
                     discount: Discount { kind, amount: *amount },
+                    conditions,
                     total: *total,
                     opens_at: Some(opens),
                     closes_at: Some(opens.plus(*lasts)),
@@ -230,8 +242,12 @@ impl Run {
                     Ok(format!("stock {stock}"))
                 }
             },
-            Op::Campaign { percent, amount, total, opens_in, lasts, good_for } => {
+            Op::Campaign { percent, amount, total, opens_in, lasts, good_for, conditions } => {
                 let kind = if *percent { DiscountType::Percentage } else { DiscountType::Fixed };
+                let known = |product: &usize| *product < self.model.products.len();
+                // A product that is created later is another one.
+                let product = conditions.product.map(|product| if known(&product) { product } else { usize::MAX });
+                self.model.conditions.push(OpConditions { product, ..*conditions });
                 let opens = now.0 + opens_in;
                 let (closes, expires) = (opens + lasts, opens + lasts + good_for);
                 self.model.campaigns.push((Discount { kind, amount: *amount }, *total, opens, closes, expires));
@@ -327,8 +343,24 @@ fn compare_with_model(partitions: u16, cases: u32) {
         Op::Product { price: 100, stock: 5, terms: OpTerms::default() },
         Op::Product { price: 333, stock: 2, terms: OpTerms::default() },
         Op::Product { price: 0, stock: 3, terms: OpTerms { limit: Some(2), ..OpTerms::default() } },
-        Op::Campaign { percent: true, amount: 33, total: 2, opens_in: 0, lasts: 1 << 40, good_for: 0 },
-        Op::Campaign { percent: false, amount: 150, total: 1, opens_in: 0, lasts: 700_000, good_for: 500_000 },
+        Op::Campaign {
+            percent: true,
+            amount: 33,
+            total: 2,
+            opens_in: 0,
+            lasts: 1 << 40,
+            good_for: 0,
+            conditions: OpConditions::default(),
+        },
+        Op::Campaign {
+            percent: false,
+            amount: 150,
+            total: 1,
+            opens_in: 0,
+            lasts: 700_000,
+            good_for: 500_000,
+            conditions: OpConditions { least: Some(200), ..OpConditions::default() },
+        },
     ];
     let sequences = prop::collection::vec(op(), 20..80);
     TestRunner::new(config)

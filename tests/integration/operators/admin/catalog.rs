@@ -111,7 +111,7 @@ async fn campaign_created_shows_issued_and_left() {
         let created = post(test, "/admin/v1/coupons", new.clone()).await.created();
         let coupon = id(&created, "couponId");
         let shown = |issued: i64| {
-            let mut shown = new.clone();
+            let mut shown = with_conditions(new.clone());
             shown["couponId"] = json!(coupon);
             shown["issuedQuantity"] = json!(issued);
             shown["remainingQuantity"] = json!(2 - issued);

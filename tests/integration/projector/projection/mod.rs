@@ -130,6 +130,22 @@ pub async fn busy_day(test: &TestApp) {
         test.send(Method::PATCH, &format!("/admin/v1/products/{own}"), Some(&terms), None).await.ok();
     }
     order(one(own, 1), None).await.refused(409, "NOT_ON_SALE");
+    // Coupons with conditions: used, and not met.
+    let conditional = |conditions: Value| {
+        let mut new = json!({"couponCode": "IF", "discountType": "PERCENTAGE", "discountAmount": 50,
+            "totalQuantity": 5, "expiredAt": local(86_400_000)});
+        new.as_object_mut().unwrap().extend(conditions.as_object().unwrap().clone());
+        async move {
+            let coupon = test.post("/admin/v1/coupons", new).await.created()["couponId"].as_i64().unwrap();
+            test.issue(coupon, user).await.ok();
+            coupon
+        }
+    };
+    let coat = test.product(13_000, 5).await;
+    let of_coats = conditional(json!({"minOrderPrice": 13_000, "maxDiscountPrice": 3_000, "productIds": [coat]})).await;
+    let of_shoes = conditional(json!({"minOrderPrice": 9_000_000, "categories": ["SHOES", "TOP"]})).await;
+    assert_eq!(order(one(coat, 1), Some(of_coats)).await.ok()["finalPrice"], 10_000);
+    order(one(coat, 1), Some(of_shoes)).await.refused(400, "INVALID_COUPON");
     let patch = json!({"stockDelta": -4});
     test.send(Method::PATCH, &format!("/admin/v1/products/{shirt}"), Some(&patch), None).await.ok();
     // Closed early, and then opened again for less time than at first.

@@ -54,7 +54,7 @@ impl Bench {
         let mut raw = self.begin_unrecorded(&script::CAMPAIGN_CREATE, keys);
         raw.keys.extend([campaign_key(keys, id), keys.campaigns()]);
         let (opens, closes, expires) = (START.0, START.0 + HOUR_MS, START.0 + 2 * HOUR_MS);
-        raw.args.extend(strings([&id, &"CODE", &kind, &amount, &total, &opens, &closes, &expires]));
+        raw.args.extend(strings([&id, &"CODE", &kind, &amount, &total, &opens, &closes, &expires, &""]));
         raw
     }
 
@@ -102,7 +102,7 @@ impl Bench {
         let args = strings([&START.0, &86_400_000, &20, &1, &HOUR_MS]);
         let mut raw = Bench::one_of_many(&script::ORDER_PLACE, shared, args, keys.record(""));
         raw.keys.extend([user_key(keys, user), order_key(keys, order)]);
-        raw.args.extend(strings([&order, &user, &"", &"", &"", &"", &lines.len()]));
+        raw.args.extend(strings([&order, &user, &"", &"", &"", &"", &"", &lines.len()]));
         for (product, quantity) in lines {
             raw.args.extend(strings([product, quantity]));
         }

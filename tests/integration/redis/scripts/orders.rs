@@ -71,6 +71,10 @@ async fn order_place_matches_header() {
     let others = bench.place(10, 2, &[(1, 1)]);
     bench.leaves_all("INVALID_COUPON", &with_coupon(&others, 1, "PERCENTAGE", 33)).await;
     bench.leaves_all("INVALID_COUPON", &discounted.with(1, START.0 + 2 * HOUR_MS)).await;
+    // The order is of 2,300, and none of its lines qualifies.
+    for unmet in ["2301||", "||00", "1|5|00"] {
+        bench.leaves_all("INVALID_COUPON", &discounted.with(10, unmet)).await;
+    }
 
     let (reply, event) = bench.decides_once("PLACED", &discounted).await;
     // 33 % of 2,300 is 759.
@@ -84,8 +88,8 @@ async fn order_place_matches_header() {
     let again = bench.place(11, 1, &[(1, 1)]);
     bench.leaves_all("INVALID_COUPON", &with_coupon(&again, 1, "PERCENTAGE", 33)).await;
     bench.leaves_all("SOLD_OUT", &bench.place(11, 1, &[(2, 1)])).await;
-    // A discount above the total makes a final price of 0.
-    let (reply, _) = bench.decides("PLACED", &with_coupon(&again, 2, "FIXED", 99_999)).await;
+    // A discount above the total makes a final price of 0. All conditions are met.
+    let (reply, _) = bench.decides("PLACED", &with_coupon(&again, 2, "FIXED", 99_999).with(10, "1000||1")).await;
     assert_eq!(reply[4], "0");
     bench.leaves_all("TOO_MANY_OPEN", &bench.place(12, 1, &[(1, 1)]).with_shared(3, 2)).await;
 
