@@ -4,6 +4,7 @@
 mod citations;
 mod commands;
 mod console;
+mod keys;
 mod links;
 mod running;
 mod settings;
