@@ -108,7 +108,7 @@ async fn fill(servers: &Servers, service: &Process, size: u64) -> Result<Shop> {
 
 /// Loses the partition once, and waits until it sells again.
 async fn lose(servers: &mut Servers, service: &Process, shop: &Shop) -> Result<Loss> {
-    servers.drain().await?;
+    drain(servers).await?;
     let Servers { others, db, .. } = servers;
     let before = newest(db).await?.map(|recovery| recovery.id);
     let node = &mut others[LAYOUT.node_of(LOST) - 1];
@@ -164,6 +164,15 @@ async fn lose(servers: &mut Servers, service: &Process, shop: &Shop) -> Result<L
         };
     }
     Ok(Loss { steps, total: total.as_secs_f64(), others_gap: longest_gap.get().as_secs_f64() })
+}
+
+/// Projects everything. After a loss, each connection of this process to the lost node fails at its next use.
+async fn drain(servers: &Servers) -> Result<()> {
+    let begun = Instant::now();
+    while let Err(failure) = servers.drain().await {
+        ensure!(begun.elapsed() < RECOVERY_TIMEOUT, "not drained: {failure}");
+    }
+    Ok(())
 }
 
 /// Orders until one succeeds: a product of this partition, by a user of it.

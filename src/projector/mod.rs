@@ -364,14 +364,14 @@ impl Projector {
         Ok(Step { projected: entries.len(), more: entries.len() >= count, took, relayed })
     }
 
-    /// The pause after transactions that were not full and took so long: those of all partitions together run for about half of the
+    /// The pause after transactions that were not full and took so long: those of all partitions together run for about a quarter of the
     /// time, so the busier PostgreSQL is, the more each one carries.
     fn pause(&self, took: Duration) -> Duration {
         if self.linger.is_zero() {
             return Duration::ZERO;
         }
         let others = u32::from(self.store.partitions()) - 1;
-        self.linger.max((2 * took * others).min(MAX_PAUSE))
+        self.linger.max((4 * took * others).min(MAX_PAUSE))
     }
 
     /// Freezes a partition at a gap. Returns the gap.
