@@ -36,10 +36,14 @@ def open_browser(profile):
     return driver
 
 
+def wait(driver):
+    """Waits until a condition is true, and tries again if the page replaces an element meanwhile."""
+    return WebDriverWait(driver, TIMEOUT_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
+
+
 def whole(driver, look):
-    """The value of `look()`, read again whenever the page replaces an element while it is read."""
-    wait = WebDriverWait(driver, TIMEOUT_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
-    return wait.until(lambda _: (look(),), "the page keeps replacing what is read")[0]
+    """The value of `look()`, of one rendering of the page."""
+    return wait(driver).until(lambda _: (look(),), "the page keeps replacing what is read")[0]
 
 
 class Page:
@@ -53,8 +57,7 @@ class Page:
 
     def until(self, condition, what):
         """Waits until `condition()` is true, and returns its value. Retries if a row is replaced meanwhile."""
-        wait = WebDriverWait(self.driver, TIMEOUT_S, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException])
-        return wait.until(lambda _: condition(), what)
+        return wait(self.driver).until(lambda _: condition(), what)
 
     def until_equal(self, expected, look):
         seen = [None]

@@ -69,6 +69,16 @@ impl Write {
         self
     }
 
+    /// Adds the terms of sale of a product.
+    fn terms_of_sale(self) -> Self {
+        self.field("opensAt", Kind::Word, "\"2026-03-03T00:00:00\"")
+            .optional(true)
+            .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
+            .optional(true)
+            .field("limitPerUser", Kind::Int(1, 10_000), 2)
+            .optional(true)
+    }
+
     /// The valid body. `other` replaces the value of one field, or removes the field if it has no value.
     pub fn body(&self, other: Option<(&str, Option<&str>)>) -> String {
         let fields = self.fields.iter().filter_map(|field| match other {
@@ -125,12 +135,7 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
             .field("price", money, 10)
             .field("stockQuantity", Kind::Int(0, 1_000_000_000), 10)
             .field("category", Kind::Word, "\"TOP\"")
-            .field("opensAt", Kind::Word, "\"2026-03-03T00:00:00\"")
-            .optional(true)
-            .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
-            .optional(true)
-            .field("limitPerUser", Kind::Int(1, 10_000), 2)
-            .optional(true),
+            .terms_of_sale(),
         Write::new(Method::PATCH, format!("/admin/v1/products/{product}"), admin)
             .field("productName", Kind::Text(200), "\"상품\"")
             .optional(false)
@@ -140,12 +145,7 @@ pub async fn shop() -> (TestApp, Vec<Write>) {
             .optional(false)
             .field("stockDelta", Kind::Int(-1_000_000_000, 1_000_000_000), 5)
             .optional(false)
-            .field("opensAt", Kind::Word, "\"2026-03-03T00:00:00\"")
-            .optional(true)
-            .field("closesAt", Kind::Word, "\"2026-03-04T00:00:00\"")
-            .optional(true)
-            .field("limitPerUser", Kind::Int(1, 10_000), 2)
-            .optional(true),
+            .terms_of_sale(),
         post("/admin/v1/coupons", admin)
             .field("couponCode", Kind::Text(64), "\"OPEN\"")
             .field("discountType", Kind::Word, "\"PERCENTAGE\"")
