@@ -34,6 +34,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("balance charge", Kind::Charge),
     ("order, 1 line", Kind::Order { lines: 1, coupon: false }),
     ("pay", Kind::Pay),
+    ("order paid in one step", Kind::Checkout),
     ("order, 1 line with coupon", Kind::Order { lines: 1, coupon: true }),
     ("order, 5 lines", Kind::Order { lines: 5, coupon: false }),
     ("baseline: GET", Kind::BaselineGet),
@@ -61,6 +62,7 @@ enum Kind {
     Charge,
     Order { lines: u64, coupon: bool },
     Pay,
+    Checkout,
     Product,
     Popular,
     Balance,
@@ -242,6 +244,7 @@ async fn one(
         Kind::Order { lines, coupon: false } => {
             loads::order(next, products, lines, None, (lines == 1).then_some(unpaid))
         }
+        Kind::Checkout => loads::checkout(next, products),
         Kind::LockedOrder { .. } => loads::order(next, products, 1, None, Some(unpaid)),
         Kind::Pay | Kind::LockedPay { .. } => loads::pay(&due),
     };
@@ -264,6 +267,9 @@ fn record_targets(rows: &[Row], targets: &mut Targets) {
         if let (Some(order), Some(pay)) = (find("order, 1 line"), find("pay")) {
             let cpu = |row: &Row| row.ratio(baseline, |m| m.per_request(Cpu::servers));
             record(Target::OrderPayCpu, cpu(order).iter().zip(cpu(pay)).map(|(order, pay)| order + pay).collect());
+        }
+        if let Some(checkout) = find("order paid in one step") {
+            record(Target::CheckoutCpu, checkout.ratio(baseline, |m| m.per_request(Cpu::servers)));
         }
         if let Some(sold_out) = find("coupon issue, sold out") {
             record(Target::SoldOutRate, sold_out.ratio(baseline, |m| m.round.rate()));

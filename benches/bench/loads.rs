@@ -67,11 +67,27 @@ pub fn order<'a>(
     placed: Option<&'a Unpaid>,
 ) -> Load<'a> {
     let coupon = coupon.map_or_else(String::new, |campaign| format!(",\"userCouponId\":{campaign}"));
+    order_with(user, products, lines, coupon, placed)
+}
+
+/// Places an order of a product, and pays it in the same step.
+pub fn checkout<'a>(user: impl Fn(u64) -> u64 + Copy + 'a, products: &'a [u64]) -> Load<'a> {
+    order_with(user, products, 1, ",\"payment\":{\"paymentType\":\"BALANCE\"}".to_owned(), None)
+}
+
+/// An order with these further fields.
+fn order_with<'a>(
+    user: impl Fn(u64) -> u64 + Copy + 'a,
+    products: &'a [u64],
+    lines: u64,
+    more: String,
+    placed: Option<&'a Unpaid>,
+) -> Load<'a> {
     let request = move |n: u64, request: &mut Vec<u8>| {
         let product = |i: u64| products[((n + i) % products.len() as u64) as usize];
         let line = |i| format!("{{\"productId\":{},\"quantity\":1}}", product(i));
         let lines = (0..lines).map(line).collect::<Vec<_>>().join(",");
-        let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{coupon}}}", user(n));
+        let body = format!("{{\"userId\":{},\"orderProducts\":[{lines}]{more}}}", user(n));
         client::send("POST", "/api/v1/orders", &body, request);
     };
     let body = placed.map(|placed| -> Read<'a> {

@@ -7,6 +7,7 @@ use crate::report::Report;
 pub enum Target {
     IssueCpu,
     OrderPayCpu,
+    CheckoutCpu,
     IssueRate,
     ProductRate,
     SoldOutRate,
@@ -41,6 +42,7 @@ const ALL: &[(Target, &str, &str, Bound)] = &[
         Bound::AtMost(2.1),
     ),
     (OrderPayCpu, "endpoints", "CPU of an order and its payment, × baseline", Bound::AtMost(8.0)),
+    (CheckoutCpu, "endpoints", "CPU of an order paid in one step, × baseline", Bound::AtMost(5.0)),
     (
         IssueRate,
         "scripts",

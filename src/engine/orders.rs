@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use chrono::NaiveDate;
+use uuid::Uuid;
 
 use super::*;
 use crate::redis::{
-    commands::{CloseOrder, Closed, Closing, CouponTerms, DAY_FORMAT, PlaceOrder, Placement},
+    commands::{Checkout, CloseOrder, Closed, Closing, CouponTerms, DAY_FORMAT, PlaceOrder, Placement},
     records::OrderRecord,
 };
 
@@ -14,11 +15,60 @@ use crate::redis::{
 const CLOSE_ATTEMPTS: usize = 5;
 
 impl Engine {
-    /// Places an order: it is PENDING, and holds its stock and its coupon.
+    /// Places an order, and pays it if it names a payment type. Until it is paid it is PENDING, and holds its stock and its coupon.
     ///
     /// # Errors
-    /// The refusals of `POST /orders`; then nothing is held.
+    /// The refusals of `POST /orders`; then nothing is held. Of a payment through a gateway, those of [`Engine::pay_order`].
     pub async fn place_order(&self, call: &Call, order: NewOrder) -> Outcome<PlacedOrder> {
+        // Boxed, so that the future of an order alone stays small.
+        match order.payment_type {
+            None => self.place(call, order, None).await,
+            Some(payment_type) => Box::pin(self.place_and_pay(call, order, payment_type)).await,
+        }
+    }
+
+    /// Places an order and pays it: from the balance in one step, through a gateway in several.
+    async fn place_and_pay(&self, call: &Call, order: NewOrder, payment_type: PaymentType) -> Outcome<PlacedOrder> {
+        let user_id = order.user_id;
+        let checkout = match self.gateways.get(payment_type) {
+            Some(_) => None,
+            None => {
+                let payment_id = self.next_payment_id(self.store.owner(user_id.get())).await?;
+                let receipt = Uuid::now_v7().to_string();
+                Some(Box::new(Checkout { payment_type, payment_id, receipt, zone: self.zone }))
+            }
+        };
+        let placed = self.place(call, order, checkout).await?;
+        if placed.value.payment.is_some() {
+            self.popular.sold();
+            return Ok(placed);
+        }
+        let Reply { value: mut placed, replayed } = placed;
+        let (order_id, amount) = (placed.order_id, placed.final_price);
+        // The order is recorded under the request's key, and its payment under another one: a repeat finds what was done, and does
+        // the rest.
+        let key = call.key.as_ref().map(|key| key.of_step("payment"));
+        let call = Call { key, ..call.clone() };
+        let paid = self.pay_order(&call, NewPayment { order_id, user_id, payment_type, amount }).await;
+        let payment = match paid {
+            Ok(Reply { value: Payment { payment_id, receipt, .. }, replayed }) => {
+                Reply { value: PlacedPayment { payment_id, receipt }, replayed }
+            }
+            // Somebody has paid it meanwhile by itself.
+            Err(Error::OrderAlreadyPaid) => {
+                let payment = self.order(order_id, Some(user_id)).await?.payment.ok_or(Error::OrderAlreadyPaid)?;
+                let OrderPayment { payment_id, receipt, .. } = payment;
+                Reply { value: PlacedPayment { payment_id, receipt }, replayed }
+            }
+            // It was closed before it was paid.
+            Err(Error::InvalidPayment) => return Err(Error::InvalidOrder),
+            Err(error) => return Err(error),
+        };
+        placed.payment = Some(payment.value);
+        Ok(Reply { value: placed, replayed: payment.replayed })
+    }
+
+    async fn place(&self, call: &Call, order: NewOrder, checkout: Option<Box<Checkout>>) -> Outcome<PlacedOrder> {
         let _operation = self.store.begin_operation();
         let owner = self.store.owner(order.user_id.get());
         let id = self.order_ids.next(&self.store, owner).await?;
@@ -32,9 +82,10 @@ impl Engine {
             user_id: order.user_id,
             hold_ms: self.hold_ms,
             max_open: self.max_open_orders,
-            must_afford: self.gateways.is_empty(),
+            must_afford: self.gateways.is_empty() || checkout.is_some(),
             coupon,
             lines: order.lines,
+            checkout,
         };
         if self.store.partitions() > 1 {
             // Boxed: the future is large, and every order moves it.

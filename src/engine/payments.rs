@@ -37,8 +37,7 @@ impl Engine {
     /// outcome at the gateway is unknown.
     pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
         self.check_owner(call, payment.order_id, payment.user_id).await?;
-        let id = self.payment_ids.next(&self.store, self.store.owner(payment.order_id.get())).await?;
-        let payment_id = PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))?;
+        let payment_id = self.next_payment_id(self.store.owner(payment.order_id.get())).await?;
         let receipt = Uuid::now_v7().to_string();
         // A payment of 0 won needs no gateway.
         let gateway = self.gateways.get(payment.payment_type).filter(|_| payment.amount > 0).cloned();
@@ -56,6 +55,11 @@ impl Engine {
                 Ok(Reply { value, replayed: settled.replayed })
             }
         }
+    }
+
+    pub(super) async fn next_payment_id(&self, owner: Partition) -> Result<PaymentId, Error> {
+        let id = self.payment_ids.next(&self.store, owner).await?;
+        PaymentId::new(id).ok_or_else(|| Error::Internal(anyhow::anyhow!("payment id {id}")))
     }
 
     /// Settles an order.

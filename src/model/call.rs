@@ -121,6 +121,14 @@ impl IdempotencyKey {
         };
         IdempotencyKey { digest: digest_of, fingerprint: digest(request) }
     }
+
+    /// The key of a request's second step, which repeats of the request find under its own record.
+    #[must_use]
+    pub fn of_step(&self, step: &str) -> Self {
+        let (owner, key) = self.digest.split_once('-').unwrap_or(("", &self.digest));
+        let digest = format!("{owner}-{}", digest(format!("{key}\n{step}").as_bytes()));
+        IdempotencyKey { digest, fingerprint: self.fingerprint.clone() }
+    }
 }
 
 fn digest(bytes: &[u8]) -> String {

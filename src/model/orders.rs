@@ -16,6 +16,8 @@ pub struct NewOrder {
     /// 1–[`MAX_ORDER_LINES`] distinct products with 1–[`MAX_LINE_QUANTITY`] units each.
     pub lines: Vec<(ProductId, i64)>,
     pub coupon_id: Option<CouponId>,
+    /// The type of the payment, of an order that is to be paid at once.
+    pub payment_type: Option<PaymentType>,
 }
 
 /// An order that was just placed.
@@ -24,6 +26,15 @@ pub struct PlacedOrder {
     pub order_id: OrderId,
     pub final_price: Won,
     pub ordered_at: Millis,
+    /// Of an order that was also paid.
+    pub payment: Option<PlacedPayment>,
+}
+
+/// The payment of an order that was placed and paid at once.
+#[derive(Clone, Debug)]
+pub struct PlacedPayment {
+    pub payment_id: PaymentId,
+    pub receipt: String,
 }
 
 /// A line of an order. Its price is the product's when the order was placed.

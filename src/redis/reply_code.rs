@@ -46,6 +46,7 @@ reply_codes! {
         Issued = "ISSUED",
         Placed = "PLACED",
         Paid = "PAID",
+        CheckedOut = "CHECKED_OUT",
         Charged = "CHARGED",
         Declined = "DECLINED",
         Closed = "CLOSED",

@@ -51,6 +51,7 @@ scripts! {
     COUPON_GRANT = "coupon_grant";
     BALANCE_CHARGE = "balance_charge";
     ORDER_PLACE = "order_place";
+    ORDER_CHECKOUT = "order_checkout";
     ORDER_PAY = "order_pay";
     ORDER_CLOSE = "order_close";
     ORDER_EVICT = "order_evict";
@@ -93,6 +94,7 @@ fn assemble(file: &str) -> String {
         ("idempotency", include_str!("../../lua/lib/idempotency.lua")),
         ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
+        ("placing", include_str!("../../lua/lib/placing.lua")),
     ] {
         if body.contains(&format!("--@include {include}\n")) {
             source.push_str(part);

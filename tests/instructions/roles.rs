@@ -29,6 +29,8 @@ const WARM_UP: u64 = 20;
 const REQUESTS: u64 = 100;
 /// Concurrent requests of a phase: the first goes alone, the others as one batch.
 const CONCURRENT: u64 = 16;
+/// Batches of a phase. Lua collects garbage every few hundred calls: a phase is long enough to have its share.
+const BATCHES: u64 = 32;
 
 /// callgrind finds the function by its name.
 #[inline(never)]
@@ -87,15 +89,20 @@ pub fn scripts() -> Result<()> {
         println!("{REQUESTS} {name}");
     }
     let first = WARM_UP + REQUESTS;
-    for (kind, name) in [(Kind::Issue, "coupon issue"), (Kind::Order, "order"), (Kind::Charge, "balance charge")] {
+    for (kind, name) in [
+        (Kind::Issue, "coupon issue"),
+        (Kind::Order, "order"),
+        (Kind::Charge, "balance charge"),
+        (Kind::Checkout, "checkout"),
+    ] {
         let ask = |from| shop.runtime.block_on(try_join_all((from..from + CONCURRENT).map(|n| shop.ask(kind, n))));
         ask(first)?;
         dump()?;
-        for batch in 1..=4 {
+        for batch in 1..=BATCHES {
             ask(first + batch * CONCURRENT)?;
         }
         dump()?;
-        println!("{} {name}, {CONCURRENT} at once", 4 * CONCURRENT);
+        println!("{} {name}, {CONCURRENT} at once", BATCHES * CONCURRENT);
     }
     Ok(())
 }

@@ -36,17 +36,19 @@ pub struct Shop {
 pub enum Kind {
     Issue,
     Order,
+    Checkout,
     Pay,
     Charge,
 }
 
 impl Kind {
     /// Payments follow the orders that they pay.
-    pub const ALL: [(Kind, &str); 4] = [
+    pub const ALL: [(Kind, &str); 5] = [
         (Kind::Issue, "coupon issue"),
         (Kind::Order, "order"),
         (Kind::Pay, "payment"),
         (Kind::Charge, "balance charge"),
+        (Kind::Checkout, "checkout"),
     ];
 }
 
@@ -115,6 +117,14 @@ impl Shop {
                 "POST",
                 "/api/v1/orders",
                 format!("{{\"userId\":{user},\"orderProducts\":[{{\"productId\":{product},\"quantity\":1}}]}}"),
+            ),
+            Kind::Checkout => (
+                "POST",
+                "/api/v1/orders",
+                format!(
+                    "{{\"userId\":{user},\"orderProducts\":[{{\"productId\":{product},\"quantity\":1}}],\
+                     \"payment\":{{\"paymentType\":\"BALANCE\"}}}}"
+                ),
             ),
             Kind::Pay => {
                 let Some((order, user)) = self.placed.borrow_mut().pop() else { anyhow::bail!("no order to pay") };

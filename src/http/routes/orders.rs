@@ -11,7 +11,7 @@ use crate::{
         auth::user::Caller,
         error::Code,
         extract::{
-            decode::{Object, optional_parsed},
+            decode::{Object, optional_parsed, parsed},
             fields::Bounded,
             params::{Params, PathId, QueryParams},
             write::{RequestBody, Write},
@@ -56,6 +56,19 @@ pub struct OrderCreateRequest {
     order_products: Vec<Object<OrderProductRequest>>,
     /// 사용할 쿠폰 ID
     user_coupon_id: Option<CouponId>,
+    /// 결제 정보: 지정하면 주문과 동시에 결제하고 orderStatus, paymentId, receipt를 함께 반환합니다. 잔액이 부족하면 주문이 생성되지 않습니다.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<OrderPaymentRequest>, inline)]
+    payment: Option<Object<OrderPaymentRequest>>,
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "주문과 동시에 하는 결제", example = json!({ "paymentType": "BALANCE" }))]
+struct OrderPaymentRequest {
+    /// 결제 수단
+    #[serde(deserialize_with = "parsed")]
+    payment_type: PaymentType,
 }
 
 impl RequestBody for OrderCreateRequest {
@@ -68,7 +81,8 @@ impl RequestBody for OrderCreateRequest {
             return None;
         }
         let lines = summed(&self.order_products)?;
-        Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id })
+        let payment_type = self.payment.map(|Object(payment)| payment.payment_type);
+        Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id, payment_type })
     }
 
     fn user(order: &Self::Valid) -> Option<UserId> {
@@ -104,14 +118,27 @@ struct OrderResponse {
     /// 주문 시각
     #[schema(example = "2024-04-04T14:30:00")]
     ordered_at: String,
+    /// 주문 상태: 주문과 동시에 결제한 경우
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_status: Option<OrderStatus>,
+    /// 결제 ID: 주문과 동시에 결제한 경우
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payment_id: Option<i64>,
+    /// 영수증 번호: 주문과 동시에 결제한 경우
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<String>,
 }
 
 impl OrderResponse {
     fn new(order: PlacedOrder, zone: Tz) -> Self {
+        let (payment_id, receipt) = order.payment.map(|payment| (payment.payment_id.get(), payment.receipt)).unzip();
         OrderResponse {
             order_id: order.order_id.get(),
             final_price: order.final_price,
             ordered_at: order.ordered_at.local(zone),
+            order_status: payment_id.map(|_| OrderStatus::Paid),
+            payment_id,
+            receipt,
         }
     }
 }

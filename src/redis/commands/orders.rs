@@ -1,6 +1,7 @@
 //! Orders: placing, paying, closing them.
 
 use chrono::{Datelike, NaiveDate};
+use chrono_tz::Tz;
 
 use crate::{
     model::*,
@@ -36,6 +37,18 @@ pub struct PlaceOrder {
     /// The coupon, and its terms if there is such a campaign.
     pub coupon: Option<(CouponId, Option<CouponTerms>)>,
     pub lines: Vec<(ProductId, i64)>,
+    /// The payment, of an order that is paid from the balance in the same step.
+    pub checkout: Option<Box<Checkout>>,
+}
+
+/// The payment of an order in the step that places it.
+#[derive(Clone, Debug)]
+pub struct Checkout {
+    pub payment_type: PaymentType,
+    pub payment_id: PaymentId,
+    pub receipt: String,
+    /// The zone of the days of the rankings.
+    pub zone: Tz,
 }
 
 /// The value of a coupon for an order, and when it expires.
@@ -79,6 +92,42 @@ impl Batchable for PlaceOrder {
         for (product, quantity) in &self.lines {
             invocation.arg(product.get()).arg(quantity);
         }
+    }
+}
+
+/// Places an order and pays it.
+struct PlacePaidOrder {
+    order: PlaceOrder,
+    checkout: Box<Checkout>,
+    /// The day of the payment.
+    day: CalendarDay,
+}
+
+impl Batchable for PlacePaidOrder {
+    fn script(&self) -> &'static Script {
+        &script::ORDER_CHECKOUT
+    }
+
+    fn subject(&self) -> i64 {
+        self.day.date.num_days_from_ce().into()
+    }
+
+    fn weight(&self) -> usize {
+        self.order.weight()
+    }
+
+    fn write_shared(&self, keys: Keys, invocation: &mut Invocation) {
+        let CalendarDay { date, from, until } = self.day;
+        invocation.key(keys.price()).key(keys.stock()).key(keys.sold());
+        invocation.key(keys.rank_units(date)).key(keys.rank_won(date));
+        invocation.arg(self.order.max_open).arg(self.order.hold_ms);
+        invocation.arg(date.format(DAY_FORMAT).to_string()).arg(from.0).arg(until.0).arg(ranked_until(date).0);
+    }
+
+    fn write_own(&self, keys: Keys, invocation: &mut Invocation) {
+        let Checkout { payment_type, payment_id, receipt, .. } = &*self.checkout;
+        self.order.write_own(keys, invocation);
+        invocation.arg(payment_type.as_str()).arg(payment_id.get()).arg(receipt);
     }
 }
 
@@ -195,17 +244,28 @@ pub struct Closed {
 }
 
 impl Store {
-    /// `order_place.lua`.
+    /// `order_place.lua`, or `order_checkout.lua` if the order is paid in the same step.
     ///
     /// # Errors
     /// The refusals of `POST /orders` but those of [`Placement::Short`], and the [shared ones](super#shared-refusals).
-    pub async fn order_place(&self, call: &Call, order: PlaceOrder) -> Result<Placement, Error> {
-        let reply = self.run_batched(call, self.owner(order.user_id.get()), order).await?;
+    pub async fn order_place(&self, call: &Call, mut order: PlaceOrder) -> Result<Placement, Error> {
+        let reply = match order.checkout.take() {
+            None => self.run_batched(call, self.owner(order.user_id.get()), order).await?,
+            // Boxed, so that the future of an order alone stays small.
+            Some(checkout) => Box::pin(self.order_checkout(call, order, checkout)).await?,
+        };
         match reply.code {
-            ReplyCode::Placed => {
+            ReplyCode::Placed | ReplyCode::CheckedOut => {
                 let order_id = OrderId::new(reply.get(0)?).ok_or_else(|| reply.unexpected())?;
-                let placed = PlacedOrder { order_id, final_price: reply.get(1)?, ordered_at: Millis(reply.get(2)?) };
-                Ok(Placement::Placed(reply.with(placed)))
+                let payment = match reply.code {
+                    ReplyCode::CheckedOut => {
+                        let payment_id = PaymentId::new(reply.get(3)?).ok_or_else(|| reply.unexpected())?;
+                        Some(PlacedPayment { payment_id, receipt: reply.get(4)? })
+                    }
+                    _ => None,
+                };
+                let (final_price, ordered_at) = (reply.get(1)?, Millis(reply.get(2)?));
+                Ok(Placement::Placed(reply.with(PlacedOrder { order_id, final_price, ordered_at, payment })))
             }
             ReplyCode::ProductNotFound | ReplyCode::SoldOut | ReplyCode::InsufficientStock => {
                 Ok(Placement::Short(no_stock(&reply)))
@@ -220,6 +280,26 @@ impl Store {
             ReplyCode::AlreadyExists => Err(Error::unavailable("the order's id was used before a loss")),
             _ => Err(reply.unexpected()),
         }
+    }
+
+    async fn order_checkout(
+        &self,
+        call: &Call,
+        order: PlaceOrder,
+        checkout: Box<Checkout>,
+    ) -> Result<ScriptReply, Error> {
+        let owner = self.owner(order.user_id.get());
+        let mut now = self.now(owner);
+        for _ in 0..DAY_ATTEMPTS {
+            let day = CalendarDay::of(now, checkout.zone);
+            let place = PlacePaidOrder { order: order.clone(), checkout: checkout.clone(), day };
+            let reply = self.run_batched(call, owner, place).await?;
+            if reply.code != ReplyCode::OtherDay {
+                return Ok(reply);
+            }
+            now = Millis(reply.get(0)?);
+        }
+        Err(clock_unsteady())
     }
 
     /// `order_pay.lua`, for an order of partition `owner`. `pay_at` is the command at a time, which tells its day.

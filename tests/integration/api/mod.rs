@@ -1,6 +1,7 @@
 //! The public API, endpoint by endpoint, over HTTP.
 
 mod balances;
+mod checkout;
 mod conditions;
 mod coupons;
 pub mod errors;

@@ -59,6 +59,7 @@ pub async fn writes(test: &TestApp) -> Vec<Write> {
             json!({"couponId": campaign + 3, "userId": user}),
         ),
         post("/api/v1/orders", order_of(user, &[(product, 5)], None), order_of(user, &[(product, 6)], None)),
+        post("/api/v1/orders", checkout_of(user, &[(product, 2)], "CARD"), checkout_of(user, &[(product, 2)], "TOSS")),
         post("/api/v1/payments", pay(2_000), pay(2_001)),
         cancel(to_cancel),
         cancel(to_refund),

@@ -233,8 +233,11 @@ impl Market {
         let decided = began + (now() - began) / 2;
         let aim = |moment: u64, request: Request| drop(self.aimed.lock().unwrap().insert(moment, request));
         match request {
-            Request::Place { user, .. } => {
+            Request::Place { user, pays, .. } => {
                 let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
+                if let Some((_, keep)) = self.moments.filter(|_| *pays && order % AIMED == 1) {
+                    return aim(decided + keep, Request::Cancel { order, user: *user });
+                }
                 if let Some((hold, _)) = self.moments.filter(|_| order % AIMED == 0) {
                     return aim(decided + hold, Request::Pay { order, user: *user, price, amount: price });
                 }
@@ -309,7 +312,7 @@ impl Market {
         }
         let wallets = self.wallets.lock().unwrap();
         let coupon = wallets.get(&user).filter(|_| random.percent(40)).map(|mine| *random.pick(mine));
-        Request::Place { user, lines, coupon }
+        Request::Place { user, lines, coupon, pays: random.percent(25) }
     }
 }
 

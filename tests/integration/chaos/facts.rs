@@ -203,9 +203,16 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
             Request::Charge { user, amount } => {
                 entries.acknowledged((*user, "CHARGE", *amount, Some(int(body, "balance")), None), within);
             }
-            Request::Place { user, lines, coupon } => {
+            Request::Place { user, lines, coupon, pays } => {
                 let lines: BTreeMap<i64, i64> = lines.iter().copied().collect();
-                orders.acknowledged((int(body, "orderId"), *user, int(body, "finalPrice"), *coupon, lines), within);
+                let (order, price) = (int(body, "orderId"), int(body, "finalPrice"));
+                orders.acknowledged((order, *user, price, *coupon, lines), within);
+                if *pays {
+                    payments.acknowledged((int(body, "paymentId"), order, *user, price, text(body, "receipt")), within);
+                }
+                if *pays && price > 0 {
+                    entries.acknowledged((*user, "PAYMENT", price, None, Some(order)), within);
+                }
             }
             Request::Pay { order, user, price, .. } => {
                 payments.acknowledged((int(body, "paymentId"), *order, *user, *price, text(body, "receipt")), within);

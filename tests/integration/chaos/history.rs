@@ -77,6 +77,8 @@ pub enum Request {
         user: i64,
         lines: Vec<(i64, i64)>,
         coupon: Option<i64>,
+        /// Whether it is paid from the balance in the same step.
+        pays: bool,
     },
     /// `price` is the order's, `amount` the client's.
     Pay {
@@ -122,6 +124,7 @@ impl Request {
         match self {
             Request::Issue { .. } => "issue",
             Request::Charge { .. } => "charge",
+            Request::Place { pays: true, .. } => "check out",
             Request::Place { .. } => "place",
             Request::Pay { .. } => "pay",
             Request::Cancel { .. } => "cancel",
@@ -176,10 +179,13 @@ impl Request {
             Request::Charge { user, amount } => {
                 (Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": amount}))
             }
-            Request::Place { user, lines, coupon } => {
+            Request::Place { user, lines, coupon, pays } => {
                 let line = |(product, quantity): &(i64, i64)| json!({"productId": product, "quantity": quantity});
                 let lines: Vec<Value> = lines.iter().map(line).collect();
-                let body = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                let mut body = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                if *pays {
+                    body["payment"] = json!({"paymentType": "BALANCE"});
+                }
                 (Method::POST, "/api/v1/orders".to_owned(), body)
             }
             Request::Pay { order, user, amount, .. } => {

@@ -188,7 +188,8 @@ pub async fn trade(shop: &Shop, market: &Market, day: i64) {
     let taker = if day == 0 { user } else { other };
     send(Request::Issue { campaign: goods.campaigns[0], user: taker }).await;
     for end in ["pay", "cancel"] {
-        let placing = Request::Place { user, lines: vec![(product, 2), (goods.products[1], 1)], coupon: None };
+        let placing =
+            Request::Place { user, lines: vec![(product, 2), (goods.products[1], 1)], coupon: None, pays: false };
         let Outcome::Done { body, .. } = send(placing).await else { continue };
         let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
         send(Request::Product { product }).await;

@@ -121,10 +121,18 @@ impl Objects<'_> {
                 let interval = Interval { began, ended, op, ret: StockRet::Moved };
                 self.products.entry(*product).or_default().push(interval);
             }
-            Request::Place { .. } => {
+            Request::Place { user, pays, .. } => {
                 let id = body["orderId"].as_i64().unwrap_or(-1);
                 let Some(order) = self.facts.orders.get(&id) else { return };
-                self.stock(order, (since(order.placed_at), ended), StockOp::Hold);
+                let within = (since(order.placed_at), ended);
+                self.stock(order, within, StockOp::Hold);
+                if *pays && order.price > 0 {
+                    self.balance(*user, within, BalanceOp::Pay(order.price), BalanceRet::Moved);
+                }
+                if *pays {
+                    let op = OrderOp::Pay { right: true, affordable: true };
+                    self.order(id, within, op, OrderRet::Is(Order::Paid));
+                }
             }
             Request::Pay { order: id, user, price, amount } => {
                 let Some(order) = self.facts.orders.get(id) else { return };

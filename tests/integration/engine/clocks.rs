@@ -127,7 +127,8 @@ async fn product_sold_by_skewed_process_keeps_window() {
                 assert_eq!(created.sale_status(), status);
                 for seller in clocks.all() {
                     let user_id = UserId::new(clocks.test.user(100).await).unwrap();
-                    let order = NewOrder { user_id, lines: vec![(created.product_id, 1)], coupon_id: None };
+                    let order =
+                        NewOrder { user_id, lines: vec![(created.product_id, 1)], coupon_id: None, payment_type: None };
                     let placed = seller.engine.place_order(&call(None), order).await;
                     match status {
                         SaleStatus::OnSale => drop(placed.unwrap()),
@@ -146,7 +147,7 @@ async fn order_expires_by_store_clock_when_processes_skewed() {
     let clocks = Clocks::start(Options { hold_seconds: 30, ..Options::default() }).await;
     let (user, product) = (clocks.test.user(100_000).await, clocks.test.product(100, 100).await);
     let (user, product) = (UserId::new(user).unwrap(), ProductId::new(product).unwrap());
-    let order = || NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
+    let order = || NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None, payment_type: None };
     let mut orders = Vec::new();
     for app in clocks.all() {
         let before = clocks.now().await;

@@ -44,7 +44,7 @@ impl TwoPartitions {
     }
 
     fn new_order(&self) -> NewOrder {
-        NewOrder { user_id: self.user, lines: vec![(self.product, 2)], coupon_id: None }
+        NewOrder { user_id: self.user, lines: vec![(self.product, 2)], coupon_id: None, payment_type: None }
     }
 }
 

@@ -62,6 +62,45 @@ async fn concurrent_orders_sell_exactly_the_stock_at_extreme_settings() {
     order_more_than_the_stock(Options { partitions: MAX_PARTITIONS, batch: 1, ..Options::default() }).await;
 }
 
+/// Orders that are held first, and orders that are paid at once, of a product with too few units; a user has money for four.
+async fn check_out_more_than_the_stock(partitions: u16) {
+    let test = TestApp::with(Options { partitions, project: true, max_open_orders: 100, ..Options::default() }).await;
+    let users = test.users(40, 4_000).await;
+    let product = test.product(1_000, 100).await;
+    let checkout = async |user: i64| {
+        let lines = json!([{"productId": product, "quantity": 1}]);
+        let body = json!({"userId": user, "orderProducts": lines, "payment": {"paymentType": "BALANCE"}});
+        test.post("/api/v1/orders", body).await
+    };
+    let (checked_out, ordered) = tokio::join!(
+        concurrently((0..6).flat_map(|_| &users).map(|user| checkout(*user))),
+        concurrently(users.iter().map(|user| test.order(*user, product, 1)))
+    );
+    assert_eq!(count(&checked_out, 200) + count(&ordered, 200), 100);
+    assert_eq!(count(&checked_out, 200) + count(&checked_out, 402) + count(&checked_out, 409), 240);
+    assert_eq!(test.stock(product).await, 0);
+    let balances = join_all(
+        users
+            .iter()
+            .map(async |user| test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"].as_i64().unwrap()),
+    );
+    let left: i64 = balances.await.into_iter().inspect(|balance| assert!(*balance >= 0)).sum();
+    assert_eq!(left, 160_000 - 1_000 * count(&checked_out, 200) as i64);
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_checkouts_sell_exactly_the_stock() {
+    check_out_more_than_the_stock(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_checkouts_sell_exactly_the_stock_across_partitions() {
+    for partitions in MANY {
+        check_out_more_than_the_stock(partitions).await;
+    }
+}
+
 /// One user orders from many devices at once: of three sizes of a shoe, and never more than the limit of the group.
 async fn order_more_than_the_limit(partitions: u16) {
     let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
@@ -254,7 +293,10 @@ async fn mixed_load(partitions: u16) {
                             .map(|_| json!({"productId": products[random(products.len())], "quantity": 1 + random(2)}))
                             .collect();
                         let coupon = if random(3) == 0 { json!(coupons[random(2)]) } else { Value::Null };
-                        let order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                        let mut order = json!({"userId": user, "orderProducts": lines, "userCouponId": coupon});
+                        if random(3) == 0 {
+                            order["payment"] = json!({"paymentType": "BALANCE"});
+                        }
                         let reply = test.post("/api/v1/orders", order).await;
                         if reply.status == 200 {
                             let order = reply.json();

@@ -1,5 +1,6 @@
 //! Payments through an external gateway.
 
+mod checkout;
 mod faults;
 pub mod flow;
 mod fuzz_replies;

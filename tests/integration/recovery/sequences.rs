@@ -44,7 +44,7 @@ async fn place(app: &App, buyer: (UserId, ProductId)) -> OrderId {
 
 /// The id of an order, if it can be placed.
 async fn place_one(app: &App, (user, product): (UserId, ProductId)) -> Option<i64> {
-    let order = NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None };
+    let order = NewOrder { user_id: user, lines: vec![(product, 1)], coupon_id: None, payment_type: None };
     app.engine.place_order(&call(None), order).await.ok().map(|placed| placed.value.order_id.get())
 }
 
@@ -93,7 +93,7 @@ async fn other_partitions_sell_beyond_a_block_when_first_fenced() {
         app.engine.issue_coupon(&call(None), buyers[1].0, CouponId::new(coupon).unwrap()).await.ok();
         app.stop(None).await;
     }
-    let order = NewOrder { user_id: buyers[0].0, lines: vec![(buyers[0].1, 1)], coupon_id: None };
+    let order = NewOrder { user_id: buyers[0].0, lines: vec![(buyers[0].1, 1)], coupon_id: None, payment_type: None };
     assert!(test.engine.place_order(&call(None), order).await.is_err(), "the first partition is fenced");
     let mut redis = test.raw().await;
     redis::cmd("HDEL").arg("{p0}:meta").arg("frozen").arg("cause").exec_async(&mut redis).await.unwrap();
@@ -124,6 +124,7 @@ async fn place_by_earlier_version(test: &TestApp, buyers: &[(UserId, ProductId)]
             must_afford: true,
             coupon: None,
             lines: vec![(*product, 1)],
+            checkout: None,
         };
         let order = test.store.order_place(&call(None), place).await.unwrap();
         assert!(matches!(order, Placement::Placed(_)), "{order:?}");
@@ -223,7 +224,12 @@ async fn ids_given_once_when_promoted_replica_lacks_a_reservation() {
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).to_owned();
     replica_of("NO", "ONE").exec_async(&mut raw_redis(&replica.url()).await).await.unwrap();
     // It is refused, and needs an id.
-    let refused = NewOrder { user_id: UserId::new(poor).unwrap(), lines: vec![(buyer.1, 1)], coupon_id: None };
+    let refused = NewOrder {
+        user_id: UserId::new(poor).unwrap(),
+        lines: vec![(buyer.1, 1)],
+        coupon_id: None,
+        payment_type: None,
+    };
     assert!(second.engine.place_order(&call(None), refused).await.is_err());
     test.proxy.as_ref().unwrap().lead_to(replica.socket_path());
     replica_of("127.0.0.1", &port(&replica)).exec_async(&mut raw_redis(&test.redis.url()).await).await.unwrap();

@@ -146,7 +146,7 @@ async fn restart_resumes_position() {
         terms: SaleTerms::default(),
     };
     let product = first.engine.create_product(&call(None), new).await.unwrap().value.product_id;
-    let order = |user| NewOrder { user_id: user, lines: vec![(product, 2)], coupon_id: None };
+    let order = |user| NewOrder { user_id: user, lines: vec![(product, 2)], coupon_id: None, payment_type: None };
     let placed = first.engine.place_order(&call(None), order(before.0)).await.unwrap().value;
     first.projector.drain().await.unwrap();
     first.engine.charge(&call(None), before.0, 7).await.unwrap();

@@ -43,7 +43,7 @@ fn asks() -> impl Strategy<Value = (u8, Vec<Ask>)> {
     let ask = (1..=USERS + 1, 1..=4i64, prop::sample::select(&[0, 99, 100, 200, 290, 300][..]), 1..=3i64);
     let ask = (ask, prop::option::weighted(0.4, 1..=2i64), key)
         .prop_map(|((user, thing, amount, quantity), coupon, key)| Ask { user, thing, amount, quantity, coupon, key });
-    (0..4u8, prop::collection::vec(ask, 1..9))
+    (0..5u8, prop::collection::vec(ask, 1..9))
 }
 
 /// The requests of one kind, in one order for both test apps.
@@ -53,14 +53,17 @@ fn raws(bench: &Bench, kind: u8, asks: &[Ask], orders: &mut i64, placed: &[(i64,
             0 => bench.charge(ask.user, ask.amount / 20 + 1),
             // All requests of a call name one campaign.
             1 => bench.coupon_issue(1 + asks[0].thing % 2, ask.user),
-            2 => {
+            2 | 3 => {
                 *orders += 1;
                 let mut lines = vec![(ask.thing, ask.quantity)];
                 if ask.amount == 200 {
                     lines.push((ask.thing % 3 + 1, 1));
                     lines.dedup_by_key(|line| line.0);
                 }
-                let raw = bench.place(*orders, ask.user, &lines);
+                let raw = match kind {
+                    2 => bench.place(*orders, ask.user, &lines),
+                    _ => bench.checkout(*orders, ask.user, &lines),
+                };
                 match ask.coupon {
                     Some(coupon) => raw.with(6, coupon).with(7, "FIXED").with(8, 10).with(9, START.0 + 2 * HOUR_MS),
                     None => raw,
@@ -178,7 +181,15 @@ async fn batch_equals_single_calls() {
         many.finish().await;
         single.finish().await;
     }
-    for word in ["coupon_issue REPLAYED", "order_place SOLD_OUT", "order_place INVALID_COUPON", "order_pay DECLINED"] {
+    for word in [
+        "coupon_issue REPLAYED",
+        "order_place SOLD_OUT",
+        "order_place INVALID_COUPON",
+        "order_checkout CHECKED_OUT",
+        "order_checkout REPLAYED",
+        "order_checkout INVALID_COUPON",
+        "order_pay DECLINED",
+    ] {
         assert!(seen.contains_key(word), "{word} did not occur: {seen:?}");
     }
     assert!(seen["order_pay PAID"] > 10 && seen["balance_charge REPLAYED"] > 3, "{seen:?}");

@@ -60,7 +60,7 @@ async fn decide(shape: Shape) {
 
     let mut sold: BTreeMap<i64, i64> = BTreeMap::new();
     let mut wanted: BTreeMap<i64, i64> = BTreeMap::new();
-    let mut places = Vec::new();
+    let (mut places, mut checkouts) = (Vec::new(), Vec::new());
     for request in 0..requests {
         let of: Vec<(i64, i64)> =
             (0..lines).map(|line| ((request * lines + line) % products + 1, 1 + line % 2)).collect();
@@ -71,6 +71,8 @@ async fn decide(shape: Shape) {
             }
         }
         places.push(bench.place(1_000 + request, request + 1, &of).keyed(&format!("place-{request}"), "mine"));
+        let checkout = bench.checkout(1_000 + requests + request, request + 1, &of);
+        checkouts.push(checkout.keyed(&format!("checkout-{request}"), "mine"));
     }
     let final_price: i64 = (0..lines).map(|line| (1 + line % 2) * PRICE).sum();
     for round in ["PLACED", "REPLAYED"] {
@@ -98,6 +100,15 @@ async fn decide(shape: Shape) {
             assert!(replies.iter().all(|reply| reply[0] == settled), "{shape:?}: {:?}", replies[0]);
             left = &left[replies.len()..];
         }
+        assert_eq!(counters(&mut bench, keys.sold()).await, sold, "{shape:?}");
+    }
+    // As many orders again, each paid in the step that places it.
+    for (product, units) in &wanted {
+        *sold.entry(*product).or_default() += units;
+    }
+    for round in ["CHECKED_OUT", "REPLAYED"] {
+        let replies = decide_together(&mut bench, &checkouts).await;
+        assert!(replies.len() as i64 == requests && replies.iter().all(|reply| reply[0] == round), "{shape:?}");
         assert_eq!(counters(&mut bench, keys.sold()).await, sold, "{shape:?}");
     }
     let cancels = (0..requests).filter(|request| request % 2 == 1);

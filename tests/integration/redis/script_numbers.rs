@@ -225,6 +225,7 @@ async fn discount_equal_in_lua_and_rust() {
             must_afford: true,
             coupon: Some((coupon_id, Some(terms))),
             lines: vec![(product(1), units), (product(2), 1)],
+            checkout: None,
         };
         let total = price * units + rest;
         let placed = test.store.order_place(&plain, place).await;

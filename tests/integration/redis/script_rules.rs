@@ -28,6 +28,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("idempotency_claim", &["CLAIMED"]),
     ("idempotency_settle", &["CLAIMED", "SETTLED"]),
     ("limit_group_set", &["GROUP_SET"]),
+    ("order_checkout", &["CHECKED_OUT"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
     ("order_place", &["PLACED"]),
@@ -171,6 +172,7 @@ fn script_files_match_registered_scripts() {
             ("idempotency", "local function replay"),
             ("batch", "local function with_record"),
             ("holds", "local function unpack_lines"),
+            ("placing", "local function judge"),
         ] {
             let asks = source.contains(&format!("--@include {include}\n"));
             assert_eq!(asks, source.contains(function), "{} {include}", script.name);

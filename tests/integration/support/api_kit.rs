@@ -224,6 +224,13 @@ pub fn order_of(user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> Value {
     }
 }
 
+/// An order of these lines that is paid in the same step.
+pub fn checkout_of(user: i64, lines: &[(i64, i64)], payment_type: &str) -> Value {
+    let mut order = order_of(user, lines, None);
+    order["payment"] = json!({"paymentType": payment_type});
+    order
+}
+
 /// Places an order; its id.
 pub async fn placed(test: &TestApp, user: i64, lines: &[(i64, i64)], coupon: Option<i64>) -> i64 {
     id(&post(test, "/api/v1/orders", order_of(user, lines, coupon)).await.ok(), "orderId")

@@ -59,6 +59,8 @@ enum Op {
         user: usize,
         lines: Vec<(usize, i64)>,
         coupon: Option<usize>,
+        /// Whether it is paid in the same step.
+        pays: bool,
     },
     Pay {
         order: usize,
@@ -165,7 +167,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (pick(), 1..=MAX_CHARGE).prop_map(|(user, amount)| Op::Charge { user, amount }),
         6 => (pick(), pick()).prop_map(|(user, coupon)| Op::Issue { user, coupon }),
         10 => (pick(), prop::collection::vec((pick(), prop_oneof![5 => 1..4i64, 1 => Just(MAX_LINE_QUANTITY)]), 1..4),
-              prop::option::of(pick())).prop_map(|(user, lines, coupon)| Op::Place { user, lines, coupon }),
+              prop::option::of(pick()), prop::bool::weighted(0.3))
+            .prop_map(|(user, lines, coupon, pays)| Op::Place { user, lines, coupon, pays }),
         8 => (0..12usize, prop::option::weighted(0.1, pick()), prop_oneof![9 => Just(0), 1 => Just(1i64)])
             .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
         5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),

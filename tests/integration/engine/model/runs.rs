@@ -152,7 +152,7 @@ impl Run {
                 let issued = engine.issue_coupon(&call, self.model.user_id(*user), coupon).await;
                 issued.map(|reply| (done(format!("issued {}", reply.value.issue_no), reply.replayed), None))
             }
-            Op::Place { user, lines, coupon } => {
+            Op::Place { user, lines, coupon, pays } => {
                 let product = |p: usize| self.model.product_ids.get(p).copied().unwrap_or(UNKNOWN_ID + p as i64);
                 let (_, first) = summed(lines);
                 let sums = summed(lines).0;
@@ -161,11 +161,12 @@ impl Run {
                     lines: first.iter().map(|p| (ProductId::new(product(*p)).unwrap(), sums[p])).collect(),
                     coupon_id: coupon
                         .map(|c| CouponId::new(self.model.coupon_ids.get(c).copied().unwrap_or(UNKNOWN_ID)).unwrap()),
+                    payment_type: pays.then_some(PaymentType::Balance),
                 };
                 let placed = engine.place_order(&call, order).await;
-                placed.map(|reply| {
-                    let id = reply.value.order_id.get();
-                    (done(format!("placed {}", reply.value.final_price), reply.replayed), Some(id))
+                placed.map(|Reply { value, replayed }| {
+                    let verb = if value.payment.is_some() { "paid" } else { "placed" };
+                    (done(format!("{verb} {}", value.final_price), replayed), Some(value.order_id.get()))
                 })
             }
             Op::Pay { order, user, more } => {
@@ -263,9 +264,14 @@ impl Run {
                 Ok(format!("balance {}", self.model.users[*user].0))
             }
             Op::Issue { user, coupon } => self.model.issue(now.0, *user, *coupon),
-            Op::Place { user, lines, coupon } => {
+            Op::Place { user, lines, coupon, pays } => {
                 let (sums, first) = summed(lines);
-                self.model.place(now.0, *user, &sums, &first, *coupon)
+                let placed = self.model.place(now.0, *user, &sums, &first, *coupon)?;
+                let order = self.model.orders.len().saturating_sub(1);
+                match pays {
+                    true => self.model.pay(now, order, *user, self.model.orders[order].final_price),
+                    false => Ok(placed),
+                }
             }
             Op::Pay { order, user, more } => {
                 let payer = owner(*order, *user);

@@ -70,6 +70,7 @@ async fn orders_of_two_instances_listed_newest_first() {
             user_id: UserId::new(user).unwrap(),
             lines: vec![(ProductId::new(product).unwrap(), 1)],
             coupon_id: None,
+            payment_type: None,
         };
         let (mut newest, mut rises) = (Vec::new(), 0);
         for n in 0..12 {

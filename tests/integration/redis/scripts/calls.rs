@@ -109,6 +109,25 @@ impl Bench {
         raw
     }
 
+    /// An order that is paid in the same step.
+    pub fn checkout(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
+        let keys = self.keys(user);
+        let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
+        let mut shared = vec![keys.meta(), keys.outbox(), keys.price(), keys.stock(), keys.sold()];
+        shared.extend([keys.rank_units(day), keys.rank_won(day)]);
+        let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
+        let mut args = strings([&START.0, &86_400_000, &20, &HOUR_MS, &DAY]);
+        args.extend(strings([&today.from.0, &today.until.0, &ranked_until(day).0]));
+        let mut raw = Bench::one_of_many(&script::ORDER_CHECKOUT, shared, args, keys.record(""));
+        let place = self.place(order, user, lines);
+        raw.keys.extend_from_slice(&place.keys[place.keys.len() - 2..]);
+        // Those of the order, after its fingerprint and request id.
+        let (_, shared) = place.shared.unwrap();
+        raw.args.extend_from_slice(&place.args[shared + 2..]);
+        raw.args.extend(strings([&"BALANCE", &(order + 7), &format!("receipt-{order}")]));
+        raw
+    }
+
     /// The keys of the script that ends an order.
     pub(super) fn closing(&self, script: &'static Script, order: i64, user: i64) -> Raw {
         let keys = self.keys(order);

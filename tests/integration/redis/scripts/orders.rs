@@ -100,6 +100,73 @@ async fn order_place_matches_header() {
 }
 
 #[tokio::test]
+async fn order_checkout_matches_header() {
+    let mut bench = Bench::start(1).await;
+    for raw in [
+        bench.users_create(1, 2, 10_000),
+        bench.product_create(1, 1_000, 5),
+        bench.product_create(2, 300, 1),
+        bench.product_create(3, 100, 0),
+        bench.product_create(4, 1_000_000_000_000, 10_000),
+        bench.product_create(5, 0, 9).with(8, "||2|G-1"),
+        bench.product_create(6, 10, 9).with(8, format!("{}|||", START.0 + 1)),
+        bench.limit_group_set("G-1", 2),
+        bench.campaign_create(1, "FIXED", 500, 5),
+        bench.coupon_issue(1, 1),
+    ] {
+        bench.run(&raw).await;
+    }
+    let checkout = bench.checkout(10, 1, &[(1, 2), (2, 1)]);
+    bench.needs_open_partition(&checkout).await;
+    bench.needs_its_own_key(&checkout, true).await;
+    let unknown_user = bench.checkout(10, 9, &[(1, 2)]);
+    bench.leaves_all("USER_NOT_FOUND", &unknown_user).await;
+    bench.leaves_all("TOO_MANY_OPEN", &checkout.with_shared(3, 0)).await;
+    for (lines, word) in [
+        (&[(1, 1), (77, 1)][..], "PRODUCT_NOT_FOUND"),
+        (&[(6, 9)], "NOT_ON_SALE"),
+        (&[(3, 1), (5, 3)], "PURCHASE_LIMIT_EXCEEDED"),
+        (&[(1, 1), (3, 1)], "SOLD_OUT"),
+        (&[(1, 6)], "INSUFFICIENT_STOCK"),
+        (&[(4, 1)], "INSUFFICIENT_BALANCE"),
+        (&[(4, 10_000)], "OVERFLOW"),
+    ] {
+        bench.leaves_all(word, &bench.checkout(10, 1, lines)).await;
+        bench.leaves_all(word, &bench.checkout(10, 1, lines).keyed("k", "mine")).await;
+    }
+    let with_coupon = |raw: &Raw| raw.with(6, 1).with(7, "FIXED").with(8, 500).with(9, START.0 + 2 * HOUR_MS);
+    let discounted = with_coupon(&checkout);
+    bench.leaves_all("INVALID_COUPON", &with_coupon(&bench.checkout(10, 2, &[(1, 1)]))).await;
+    bench.leaves_all("INVALID_COUPON", &discounted.with(10, "2301||")).await;
+    // The day in the call must be the day of Redis's clock.
+    let today = CalendarDay::of(START, chrono_tz::Asia::Seoul);
+    for now in [today.from.0 - 1, today.until.0] {
+        assert_eq!(bench.leaves_all("OTHER_DAY", &checkout.with(1, now)).await[1], now.to_string());
+    }
+
+    let (reply, event) = bench.decides_once("CHECKED_OUT", &discounted).await;
+    let expected = ["10".to_owned(), "1800".to_owned(), START.0.to_string(), "17".to_owned(), "receipt-10".to_owned()];
+    assert_eq!(reply[3..], expected);
+    let Body::OrderPaid(paid) = &event.body else { panic!("{event:?}") };
+    assert_eq!((paid.order.get(), paid.user.get(), paid.payment.get(), paid.amount), (10, 1, 17, 1_800));
+    assert_eq!((paid.receipt.as_str(), paid.transaction.as_deref(), paid.day.as_str()), ("receipt-10", None, DAY));
+    let entry = paid.entry.as_ref().unwrap();
+    assert_eq!((entry.entry_no, entry.before, entry.amount, entry.after), (2, 10_000, 1_800, 8_200));
+    // Nothing of it is open, and its coupon is used.
+    bench.leaves_all("INVALID_COUPON", &with_coupon(&bench.checkout(11, 1, &[(1, 1)]))).await;
+    bench.leaves_all("ALREADY_PAID", &bench.pay(10, 1, 1_800)).await;
+    bench.leaves_all("ALREADY_EXISTS", &bench.checkout(10, 1, &[(1, 1)])).await;
+    // A price of 0 writes no entry. Paid units count against the limit, and come back with a refund.
+    let (_, event) = bench.decides("CHECKED_OUT", &bench.checkout(12, 1, &[(5, 2)])).await;
+    assert!(matches!(&event.body, Body::OrderPaid(paid) if paid.entry.is_none()), "{event:?}");
+    bench.leaves_all("PURCHASE_LIMIT_EXCEEDED", &bench.checkout(13, 1, &[(5, 1)])).await;
+    bench.decides("CLOSED", &bench.close(12, 1, "CANCEL", DAY)).await;
+    bench.decides("CHECKED_OUT", &bench.checkout(13, 1, &[(5, 1)])).await;
+    bench.covers(&[&script::ORDER_CHECKOUT]);
+    bench.finish().await;
+}
+
+#[tokio::test]
 async fn order_pay_matches_header() {
     let mut bench = Bench::start(1).await;
     bench.ordered(10, 1, 5_000, 4).await;

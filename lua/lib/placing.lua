@@ -1,0 +1,219 @@
+-- Judging orders of a batch: their prices, terms of sale, limits, coupons and sums. Scripts that place orders share it.
+
+-- The products and orders of all requests; they are read at once. The prices and terms of sale of products, by id; no terms if none
+-- has any. The users that the call has read, by key. Whether none of the orders exists.
+local products, order_keys, prices, terms, users, none_exist = {}, {}, nil, nil, {}, nil
+local MAX_SAFE_INTEGER = 9007199254740991
+
+-- A request whose arguments begin at `at` and whose keys begin at `key`, and the index of the argument after its lines.
+local function read_request(at, key)
+  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, conditions, lines =
+    unpack(ARGV, at, at + 9)
+  local ids, units, order = {}, {}, KEYS[key + 2]
+  for line = 1, tonumber(lines) do
+    local id = ARGV[at + 8 + 2 * line]
+    ids[line], units[line] = id, tonumber(ARGV[at + 9 + 2 * line])
+    products[#products + 1] = id
+  end
+  order_keys[#order_keys + 1] = order
+  return { record = KEYS[key], user = KEYS[key + 1], order = order, fingerprint = fingerprint,
+    request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
+    discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends),
+    conditions = conditions, ids = ids, units = units }, at + 10 + 2 * #ids
+end
+
+-- Reads the prices of products, by id, and of those that have any the terms of sale at `now_ms`: whether it is off sale, the limit
+-- per user, the user's field that counts the units, and the mark of its lines. Both are one value: "won", or
+-- "won|opens|closes|limit|group" with times in ms; an empty part is no term. Reads whether the orders exist, too.
+local function load_prices(key, now_ms)
+  prices = {}
+  local missing = {}
+  for i = 1, #products do
+    local id = products[i]
+    if prices[id] == nil then
+      prices[id] = false
+      missing[#missing + 1] = id
+    end
+  end
+  local values = read_in_chunks('HMGET', key, missing)
+  for i = 1, #missing do
+    local id, value = missing[i], values[i]
+    local won = tonumber(value)
+    if value and not won then
+      local price, opens, closes, limit, group = string.match(value, '^(%d+)|(%d*)|(%d*)|(%d*)|(.*)$')
+      won, limit, terms = tonumber(price), tonumber(limit), terms or {}
+      terms[id] = { limit = limit, field = limit and limit_field(id, group), mark = limit and ':' .. group or '',
+        off = opens ~= '' and now_ms < tonumber(opens) or closes ~= '' and now_ms >= tonumber(closes) }
+    end
+    prices[id] = won or false
+  end
+  none_exist = count_existing(order_keys) == 0
+end
+
+-- A refusal if one of these products does not exist, else nothing.
+local function unknown_product(ids)
+  for i = 1, #ids do
+    if not prices[ids[i]] then return table.concat({ 'PRODUCT_NOT_FOUND', ids[i] }, SEPARATOR) end
+  end
+end
+
+-- A refusal if these units can't be held, else nothing. Checks the lines in their order.
+local function shortage(ids, units, on_sale)
+  for i = 1, #ids do
+    local left = on_sale(ids[i])
+    if left == 0 then return table.concat({ 'SOLD_OUT', ids[i] }, SEPARATOR) end
+    if left < units[i] then return table.concat({ 'INSUFFICIENT_STOCK', ids[i] }, SEPARATOR) end
+  end
+end
+
+-- Whether a product of these is off sale, and the user's field that counts their units against a limit; all fields if there are
+-- several.
+local function terms_of(ids)
+  local off, field, fields
+  for i = 1, #ids do
+    local sale = terms[ids[i]]
+    if sale then
+      off = off or sale.off
+      if not field then
+        field = sale.field
+      elseif sale.field and sale.field ~= field then
+        fields = fields or { field }
+        fields[#fields + 1] = sale.field
+      end
+    end
+  end
+  return off, field, fields
+end
+
+-- The fields of a user that orders need, with the changes of this batch: also the one that counts units, or all of them.
+local function user_of(key, field, fields)
+  local user = users[key]
+  if not user then
+    local u
+    if fields then
+      u = read_in_chunks('HMGET', key, { 'name', 'balance', 'open', 'entries', 'tail', unpack(fields) })
+    elseif field then
+      u = redis.call('HMGET', key, 'name', 'balance', 'open', 'entries', 'tail', field)
+    else
+      u = redis.call('HMGET', key, 'name', 'balance', 'open', 'entries', 'tail')
+    end
+    -- `won`: the balance as text. `changed`: the fields that the batch writes, but those of `open` and of the balance.
+    user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), won = u[2], entries = u[4], tail = u[5],
+      changed = {}, touched = false }
+    users[key] = user
+    if fields then
+      for i = 1, #fields do user[fields[i]] = tonumber(u[5 + i]) or 0 end
+    elseif field then
+      user[field] = tonumber(u[6]) or 0
+    end
+  elseif fields or field and not user[field] then
+    fields = fields or { field }
+    local counts = read_in_chunks('HMGET', key, fields)
+    for i = 1, #fields do user[fields[i]] = user[fields[i]] or tonumber(counts[i]) or 0 end
+  end
+  return user
+end
+
+-- What the user then has of the limits, of one or by field; nothing if it is too much.
+local function counted(request, user, field, fields)
+  local count, counts = user[field], fields and {}
+  for line, id in ipairs(request.ids) do
+    local sale = terms[id]
+    if sale and sale.limit then
+      if counts then count = counts[sale.field] or user[sale.field] end
+      count = count + request.units[line]
+      if count > sale.limit then return end
+      if counts then counts[sale.field] = count end
+    end
+  end
+  return counts or count
+end
+
+-- The total price of an order, and its lines, packed; nothing if the total is too large to be exact.
+local function priced(request)
+  -- Doubles are exact up to 2^53 and round monotonically above it, so a sum above the bound stays above it.
+  local total, lines = 0, {}
+  for line, id in ipairs(request.ids) do
+    total = total + prices[id] * request.units[line]
+    if total > MAX_SAFE_INTEGER then return end
+    lines[line] = id .. ':' .. whole(request.units[line]) .. ':' .. whole(prices[id])
+    if terms and terms[id] then lines[line] = lines[line] .. terms[id].mark end
+  end
+  return total, table.concat(lines, ',')
+end
+
+-- The discount on `won`.
+local function discount_of(request, won)
+  if request.discount_type ~= 'PERCENTAGE' then return math.min(request.discount, won) end
+  -- floor(won * percent / 100) without leaving the exact integers
+  local rest = won % 100
+  return (won - rest) / 100 * request.discount + math.floor(rest * request.discount / 100)
+end
+
+-- The discount of an order; nothing if it does not meet the conditions of its coupon.
+local function discounted(request, total)
+  if request.coupon_id == '' then return 0 end
+  if request.conditions == '' then return discount_of(request, total) end
+  local least, most, qualifying = string.match(request.conditions, '^(%d*)|(%d*)|([01]*)$')
+  if least ~= '' and total < tonumber(least) then return end
+  local won = total
+  if qualifying ~= '' then
+    won = 0
+    for line, id in ipairs(request.ids) do
+      if string.sub(qualifying, line, line) == '1' then won = won + prices[id] * request.units[line] end
+    end
+  end
+  local discount = discount_of(request, won)
+  return most == '' and discount or math.min(discount, tonumber(most))
+end
+
+-- Judges an order: a refusal; or nothing, its user, its coupon if it has one, its lines, packed, the total and the discount, and if
+-- it counts against limits the user's field and count, or a count by field.
+local function judge(request, max_open, must_afford, on_sale, now_ms)
+  if not none_exist and redis.call('EXISTS', request.order) == 1 then
+    -- After a loss, an id that was used before.
+    return 'ALREADY_EXISTS'
+  end
+  local off, field, fields
+  if terms then off, field, fields = terms_of(request.ids) end
+  local user = user_of(request.user, field, fields)
+  if not user.name then return 'USER_NOT_FOUND' end
+  if user.open >= max_open then return 'TOO_MANY_OPEN' end
+  local refusal = unknown_product(request.ids)
+  if refusal then return refusal end
+  if off then return 'NOT_ON_SALE' end
+  local counts = field and counted(request, user, field, fields)
+  if field and not counts then return 'PURCHASE_LIMIT_EXCEEDED' end
+  refusal = shortage(request.ids, request.units, on_sale)
+  if refusal then return refusal end
+  local coupon
+  if request.coupon_id ~= '' then
+    coupon = user.changed[request.coupon_id] or redis.call('HGET', request.user, request.coupon_id)
+    if not coupon or not request.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
+      or now_ms >= request.coupon_ends or string.find(request.conditions, '|0+$') then
+      return 'INVALID_COUPON'
+    end
+  end
+  local total, lines = priced(request)
+  if not total then return 'OVERFLOW' end
+  local discount = discounted(request, total)
+  if not discount then return 'INVALID_COUPON' end
+  if must_afford and user.balance < total - discount then return 'INSUFFICIENT_BALANCE' end
+  return nil, user, coupon, lines, total, discount, field, counts
+end
+
+-- An order's total, discount and final price as text.
+local function sums_of(total, discount)
+  local sum = whole(total)
+  if discount == 0 then return sum, '0', sum end
+  return sum, whole(discount), whole(total - discount)
+end
+
+-- Keeps the user's new counts against limits, as `judge` returned them.
+local function count_units(user, field, counts)
+  if type(counts) == 'number' then
+    user[field], user.changed[field] = counts, whole(counts)
+    return
+  end
+  for name, count in pairs(counts) do user[name], user.changed[name] = count, whole(count) end
+end
