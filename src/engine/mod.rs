@@ -22,6 +22,7 @@ mod operators;
 mod orders;
 mod payment_outcomes;
 mod payments;
+mod sales;
 pub mod sold_out;
 mod stats;
 mod supply;

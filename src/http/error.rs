@@ -216,7 +216,7 @@ impl From<Error> for ApiError {
                 failed.cause = Some(Arc::new(error));
             }
             Error::Internal(_) => failed.cause = Some(Arc::new(error)),
-            Error::InvalidRequest(why) => tracing::debug!(why, "request refused"),
+            Error::InvalidRequest(why) => failed.reason = Some(why.to_owned()),
             _ => {}
         }
         failed

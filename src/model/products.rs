@@ -1,6 +1,8 @@
 //! Products, their stock and their ranking.
 
-use super::{Category, CouponId, Millis, ProductId, SaleStatus, SaleTerms, SaleTermsPatch, Won};
+use super::{
+    Campaign, Category, CouponId, Millis, Page, ProductId, SaleStatus, SaleTerms, SaleTermsPatch, UserId, Won,
+};
 
 /// The maximum price of one unit: a trillion won. `order_place.lua` bounds an order's total, which therefore stays exact.
 pub const MAX_PRICE: Won = 1_000_000_000_000;
@@ -69,6 +71,37 @@ pub struct ProductPatch {
     /// Units to put on sale; a negative number takes units off sale, to no less than zero.
     pub stock_delta: Option<i64>,
     pub terms: SaleTermsPatch,
+}
+
+/// The sales whose window includes a moment of a time range: products with terms of sale, the last to open first, and campaigns, the
+/// first to close first.
+#[derive(Clone, Debug)]
+pub struct SalesPlan {
+    pub from: Millis,
+    pub until: Millis,
+    pub products: Vec<ShelvedProduct>,
+    pub campaigns: Vec<Campaign>,
+    /// Whether no sale of the range is left out.
+    pub complete: bool,
+}
+
+/// The users who have units that count against a product's limit, those with the most units first.
+#[derive(Clone, Debug)]
+pub struct LimitedUsers {
+    pub terms: SaleTerms,
+    pub users: Page<CountedUser>,
+    /// The number of users who may not buy another unit.
+    pub at_limit: i64,
+    /// Whether no order is left out.
+    pub complete: bool,
+}
+
+/// A user with units that count against a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CountedUser {
+    pub user_id: UserId,
+    pub name: String,
+    pub units: i64,
 }
 
 /// A place in the ranking.

@@ -11,6 +11,7 @@ mod payments;
 mod products;
 mod projection;
 mod recoveries;
+mod sales;
 mod timeline;
 mod users;
 mod withheld;
@@ -74,6 +75,7 @@ pub fn routes() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new()
         .merge(users::router())
         .merge(products::router())
+        .merge(sales::router())
         .merge(coupons::router())
         .merge(orders::router())
         .merge(payments::router())

@@ -5,4 +5,5 @@ pub mod dead_letters;
 pub mod decided;
 pub mod page;
 pub mod resources;
+pub mod sales;
 pub mod timeline;

@@ -2,6 +2,7 @@
 
 mod catalog;
 mod orders;
+mod sales;
 mod status;
 mod terms;
 
@@ -36,6 +37,9 @@ async fn admin_request_refused_without_token() {
         (Method::GET, "/admin/v1/operator-log", &Value::Null),
         (Method::GET, "/admin/v1/dead-letters", &Value::Null),
         (Method::POST, "/admin/v1/dead-letters/retry", &json!({"partition": 0, "streamId": "1-1", "seq": 1})),
+        (Method::GET, "/admin/v1/sales", &Value::Null),
+        (Method::GET, &one, &Value::Null),
+        (Method::GET, "/admin/v1/products/1/buyers", &Value::Null),
         (Method::GET, "/admin/v1/users/1", &Value::Null),
         (Method::GET, "/admin/v1/users/1/timeline", &Value::Null),
         (Method::GET, "/admin/v1/orders/1/timeline", &Value::Null),
