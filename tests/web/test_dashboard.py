@@ -299,7 +299,7 @@ class Actions(Dashboard):
         page.until(lambda: len(page.all("dialog[open]")) == 2, "it asks first")
         self.expected_errors.append(rf"/admin/v1/products/{product} - Failed to load resource: .*\b4\d\d\b")
         page.submit()
-        page.until(lambda: page.dialog().find_element(By.CSS_SELECTOR, ".error").text, "it says why")
+        page.until(lambda: page.dialog().find_element(By.CSS_SELECTOR, "form > .error").text, "it says why")
         page.close_dialogs()
         self.assertEqual(shop.status("GET", f"/api/v1/products/{product}")[1]["stockQuantity"], 35)
 
@@ -546,7 +546,7 @@ class Reading(Dashboard):
             self.assertEqual(*blanks, key)
         source = " ".join(
             driver.execute_async_script("fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])", f"/ops/assets/{name}")
-            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "recoveries.js", "status.js", "dialogs.js", "charts.js")
+            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "recoveries.js", "status.js", "dialogs.js", "charts.js", "forms.js", "products.js", "sales.js", "plan.js")
         )
         used = set(re.findall(r"\bt\('([\w.]+)'", source)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', source))
         self.assertGreater(len(used), 100)
@@ -564,7 +564,7 @@ class Reading(Dashboard):
                     self.assertEqual(accessible.nameless(driver), [])
                     self.assertEqual(driver.execute_script(accessible.STRUCTURE), [])
                     self.assertEqual(driver.execute_script(accessible.CONTRAST), [])
-        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
+        for opener in ("#new-campaign", "#new-product", "#sales", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
             with self.subTest(dialog=opener):
                 page.click(opener)
                 dialog = page.dialog()
@@ -602,7 +602,7 @@ class Reading(Dashboard):
         for language in ("en", "ko"):
             page.choose(language=language)
             self.assertEqual(driver.execute_script(accessible.WIDE), [], language)
-        for opener in ("#new-campaign", "#new-product", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
+        for opener in ("#new-campaign", "#new-product", "#sales", "#find", "#operator-log", "#dead", "#stuck", "#all-recoveries"):
             page.click(opener)
             dialog = page.dialog()
             self.assertEqual(driver.execute_script(accessible.WIDE), [], opener)

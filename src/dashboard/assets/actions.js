@@ -1,35 +1,35 @@
-// The actions of operators: campaigns, products, dead letters, stuck payments, withheld units, an audit.
+// The actions of operators: campaigns, dead letters, stuck payments, withheld units, an audit; and the buttons of the page.
 
-import { ApiError, audit, catalog, read, write } from './api.js';
+import { onAddress } from './address.js';
+import { ApiError, audit, read, write } from './api.js';
 import { openForm, confirm, confirmAndRun, errorText, paginate, openSheet, announce, onAnnouncement } from './dialogs.js';
 import { byId, h } from './dom.js';
 import { setAuditRunning } from './engine.js';
-import { localIso, number, readIso, shopZone, t, won } from './i18n.js';
+import { categoriesField, checkCoupon, couponBody, discountFields, MAX_UNITS, productsField, sumFields, zoneHint } from './forms.js';
+import { localIso, number, readIso, t, won } from './i18n.js';
 import { openOperatorLog } from './operator-log.js';
+import { allProducts, bindProductLinks, editProductById, newProduct, openProduct } from './products.js';
 import { openRecoveries } from './recoveries.js';
+import { openSales } from './sales.js';
 import { openTimelineSearch } from './timeline.js';
 
-const MAX_COUPONS = 1_000_000_000;
-const MAX_WON = 1_000_000_000_000;
 const WEEK_MS = 7 * 24 * 60 * 60 * 1000;
-
-const zone = () => t('zoneHint', { zone: shopZone() });
 
 function newCampaign(now) {
     openForm({
         title: t('campaigns.new'), submit: t('create'),
         fields: [
             { name: 'couponCode', label: t('form.code'), maxLength: 64 },
-            { name: 'discountType', label: t('form.discountType'), kind: 'choice', half: true, options: ['FIXED', 'PERCENTAGE'].map((kind) => [kind, t(`form.discountType.${kind}`)]) },
-            { name: 'discountAmount', label: t('form.discountAmount'), kind: 'number', min: 1, max: MAX_WON, half: true },
-            { name: 'totalQuantity', label: t('form.total'), kind: 'number', min: 1, max: MAX_COUPONS },
+            ...discountFields(),
+            { name: 'totalQuantity', label: t('form.total'), kind: 'number', min: 1, max: MAX_UNITS },
             { name: 'opensAt', label: t('form.opensAt'), kind: 'time', required: false, hint: t('form.opensAt.hint'), half: true },
             { name: 'closesAt', label: t('form.closesAt'), kind: 'time', required: false, hint: t('form.closesAt.hint'), half: true },
-            { name: 'expiredAt', label: t('form.expiredAt'), kind: 'time', hint: zone(), value: `${localIso(now + WEEK_MS).slice(0, 10)}T23:59:59` },
+            { name: 'expiredAt', label: t('form.expiredAt'), kind: 'time', hint: zoneHint(), value: `${localIso(now() + WEEK_MS).slice(0, 10)}T23:59:59` },
+            ...[...sumFields(), productsField({ required: false, half: true }), categoriesField()].map((spec) => ({ ...spec, folded: t('form.conditions') })),
         ],
+        check: (values) => checkCoupon(values, localIso(now())),
         async send(values) {
-            const body = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
-            const created = await write('POST', '/coupons', body);
+            const created = await write('POST', '/coupons', couponBody(values));
             return t('action.campaign.created', { code: created.couponCode, id: created.couponId });
         },
     });
@@ -39,12 +39,15 @@ function changeTimes(campaign) {
     const { couponId: id, couponCode: code } = campaign;
     const before = { opensAt: localIso(campaign.opensAt), closesAt: localIso(campaign.closesAt) };
     openForm({
-        title: `${t('campaign.times')} · ${code}`, submit: t('save'), lead: zone(),
+        title: `${t('campaign.times')} · ${code}`, submit: t('save'), lead: zoneHint(),
         fields: [
             { name: 'opensAt', label: t('form.opensAt'), kind: 'time', value: before.opensAt },
             { name: 'closesAt', label: t('form.closesAt'), kind: 'time', value: before.closesAt, hint: `${t('form.expiredAt')}: ${readIso(localIso(campaign.expiredAt))}` },
         ],
-        check: ({ opensAt, closesAt }) => (opensAt === before.opensAt && closesAt === before.closesAt ? t('form.nothing') : null),
+        check({ opensAt, closesAt }) {
+            if (opensAt === before.opensAt && closesAt === before.closesAt) return t('form.nothing');
+            return opensAt >= closesAt ? { field: 'closesAt', text: t('form.wrong.window') } : null;
+        },
         async send(values) {
             const changed = Object.fromEntries(Object.entries(values).filter(([name, value]) => value !== before[name]));
             await write('PATCH', `/coupons/${id}`, changed);
@@ -67,76 +70,6 @@ function closeCampaign({ couponId: id, couponCode: code, remainingQuantity: left
         await write('PATCH', `/coupons/${id}`, { closesAt: localIso(now()) });
         return t('action.campaign.closed', { code });
     });
-}
-
-const CATEGORIES = ['OUTER', 'TOP', 'BOTTOM', 'SHOES'];
-const category = (value = '') => ({
-    name: 'category', label: t('form.category'), maxLength: 32, pattern: '[A-Z][A-Z0-9_]{0,31}', list: CATEGORIES, hint: t('form.category.hint'), value,
-});
-
-function newProduct() {
-    openForm({
-        title: t('stock.new'), submit: t('create'),
-        fields: [
-            { name: 'productName', label: t('form.productName'), maxLength: 200 },
-            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MAX_WON, half: true },
-            { name: 'stockQuantity', label: t('form.stock'), kind: 'number', min: 0, max: MAX_COUPONS, half: true },
-            category(),
-        ],
-        async send(values) {
-            const created = await write('POST', '/products', values);
-            return t('action.product.created', { name: created.productName, id: created.productId });
-        },
-    });
-}
-
-function allProducts() {
-    openSheet(t('stock.all'), (body) => {
-        paginate(body, (page) => catalog(page, 20), (products, box, reload) => {
-            if (products.length === 0) {
-                box.replaceChildren(h('p', { class: 'nothing', text: t('stock.none') }));
-                return;
-            }
-            const head = [['stock.product'], ['stock.category'], ['stock.price', 'number'], ['stock.onSale', 'number']];
-            box.replaceChildren(h('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': t('stock.all') },
-                h('table', { class: 'records' },
-                    h('caption', { class: 'unseen', text: t('stock.all') }),
-                    h('thead', {}, h('tr', {}, ...head.map(([key, kind]) => h('th', { scope: 'col', class: kind, text: t(key) })), h('th', { scope: 'col' }, h('span', { class: 'unseen', text: t('stock.restock') })))),
-                    h('tbody', {}, ...products.map((it) => h('tr', {},
-                        h('th', { scope: 'row' }, h('b', { text: it.productName }), h('span', { class: 'sub', text: ` ${it.productId}` })),
-                        h('td', { text: it.category }),
-                        h('td', { class: 'number', text: won(it.price) }),
-                        h('td', { class: 'number', text: number(it.stockQuantity) }),
-                        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'aria-label': t('stock.restockOf', { name: it.productName }), text: t('stock.restock'), onclick: () => restock({ ...it, onSale: it.stockQuantity }, reload) }))))))));
-        });
-    });
-}
-
-/// Opens the form for a product; calls `done` after a change.
-function restock({ productId: id, productName: name, price, category: group, onSale }, done = () => {}) {
-    const before = { productName: name, price, category: group };
-    openForm({
-        title: `${t('stock.restock')} · ${name}`, submit: t('save'), folded: t('form.change'),
-        fields: [
-            { name: 'stockDelta', label: t('form.delta'), kind: 'signed', min: -MAX_COUPONS, max: MAX_COUPONS, required: false, hint: t('form.delta.hint', { n: number(onSale) }) },
-            { name: 'productName', label: t('form.productName'), maxLength: 200, value: name, folded: true },
-            { name: 'price', label: t('form.price'), kind: 'number', min: 0, max: MAX_WON, value: price, folded: true },
-            { ...category(group), folded: true },
-        ],
-        check: (values) => (Object.keys(changed(values)).length === 0 ? t('form.nothing') : null),
-        question: ({ stockDelta }) => (stockDelta < 0
-            ? { title: t('stock.restock'), text: t('action.product.take.ask', { name, n: number(-stockDelta) }), yes: t('stock.restock') }
-            : null),
-        async send(values) {
-            const now = await write('PATCH', `/products/${id}`, changed(values));
-            done();
-            return t('action.product.changed', { name: now.productName, n: number(now.stockQuantity) });
-        },
-    });
-    function changed({ stockDelta, ...rest }) {
-        const body = Object.fromEntries(Object.entries(rest).filter(([key, value]) => value !== null && value !== before[key]));
-        return stockDelta ? { stockDelta, ...body } : body;
-    }
 }
 
 function deadLetters() {
@@ -268,19 +201,23 @@ export function bindActions({ snapshot, now, onResult }) {
         open: (id) => openCampaign(campaignOf(id), now),
         close: (id) => closeCampaign(campaignOf(id), now),
         times: (id) => changeTimes(campaignOf(id)),
-        stock: (id) => restock(snapshot().products.find(({ productId }) => productId === id)),
+        stock: (id) => editProductById(id),
         dead: deadLetters,
         stuck: stuckPayments,
         withheld,
         recoveries: openRecoveries,
     };
     const campaignOf = (id) => snapshot().campaigns.find(({ couponId }) => couponId === id);
-    byId('new-campaign').addEventListener('click', () => newCampaign(now()));
+    bindProductLinks();
+    onAddress(/^#sales$/, () => openSales(now));
+    onAddress(/^#product-([1-9]\d{0,15})$/, ([, id]) => openProduct(Number(id)));
+    byId('sales').addEventListener('click', () => openSales(now));
+    byId('new-campaign').addEventListener('click', () => newCampaign(now));
     byId('new-product').addEventListener('click', newProduct);
     byId('all-products').addEventListener('click', allProducts);
     byId('dead').addEventListener('click', deadLetters);
     byId('stuck').addEventListener('click', stuckPayments);
-    byId('find').addEventListener('click', openTimelineSearch);
+    byId('find').addEventListener('click', () => openTimelineSearch());
     byId('operator-log').addEventListener('click', openOperatorLog);
     byId('all-recoveries').addEventListener('click', openRecoveries);
     byId('run-audit').addEventListener('click', ({ currentTarget }) => {

@@ -5,8 +5,11 @@
 // status.js              the status line
 // sale.js, engine.js, recoveries.js   the panels; charts.js the history that they show
 // actions.js, dialogs.js the actions of operators; timeline.js, operator-log.js their look-ups
+// products.js            the list of products, and the page of one; sales.js, plan.js the plan of sales; forms.js their fields
+// address.js             what the address of the page names
 
 import { bindActions } from './actions.js';
+import { openAddress } from './address.js';
 import { ApiError, session, onUnauthorized } from './api.js';
 import { drawCharts, history, createCharts, restyleCharts } from './charts.js';
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
@@ -118,6 +121,7 @@ addEventListener('keydown', ({ key }) => {
 addEventListener('fullscreenchange', () => {
     if (!document.fullscreenElement && root.classList.contains('wall')) setWall(false);
 });
+addEventListener('hashchange', () => snapshot !== null && openAddress());
 let still = 0;
 addEventListener('pointermove', () => {
     root.classList.add('moving');
@@ -230,12 +234,15 @@ bindActions({ snapshot: () => snapshot, now, onResult: announce });
 
 const feed = new Feed({
     onSnapshot(it) {
+        const first = snapshot === null;
         snapshot = it;
         arrived = performance.now();
         setZone(it.zone);
         updateText(byId('clock-zone'), t('clock', { zone: shopZone() }));
         history.add(it);
         draw();
+        // Only now the page knows the shop's zone and time.
+        if (first) openAddress();
     },
     onState(to) {
         state = to;

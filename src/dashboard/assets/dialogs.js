@@ -14,10 +14,10 @@ export const announce = (text) => announcement(text);
 let serial = 0;
 
 /// Opens a modal dialog with a heading and a close button. Closing removes it; the browser restores the focus.
-function open(title, { wide = false } = {}) {
+function open(title, { size = '' } = {}) {
     const id = `dialog-${(serial += 1)}`;
     const body = h('div', { class: 'dialog-body' });
-    const dialog = h('dialog', { class: wide ? 'sheet wide' : 'sheet', 'aria-labelledby': id },
+    const dialog = h('dialog', { class: `sheet ${size}`.trim(), 'aria-labelledby': id },
         h('header', {},
             h('h2', { id, text: title }),
             h('button', { class: 'quiet', type: 'button', 'aria-label': t('close'), onclick: () => dialog.close() }, icon('close'))),
@@ -28,37 +28,58 @@ function open(title, { wide = false } = {}) {
     return { dialog, body };
 }
 
+/// The reasons that the service appends to a refusal: their message, and the field of a form that they are about.
+const REASONS = {
+    'the products of the group have another limit per user': ['reason.group', 'limitPerUser'],
+    'the window is empty, or the group has no limit': ['reason.terms', 'closesAt'],
+    "the campaign's window is empty": ['reason.campaign', 'closesAt'],
+    "the campaign's window is no window": ['reason.campaign', 'closesAt'],
+    "the campaign's window would be none": ['reason.campaign', 'closesAt'],
+    "a campaign can't have closed before now": ['reason.past', 'closesAt'],
+    'the product would have too many units': ['reason.units', 'stockDelta'],
+};
+
+const reasonOf = (error) => REASONS[/\(([^()]+)\)$/.exec(error.message ?? '')?.[1]] ?? [];
+
 /// The message of an error; the service's own where the page has none.
 export function errorText(error) {
+    const [reason] = reasonOf(error);
+    if (reason) return t(reason);
     const key = `error.${error.code}`;
     if (has(key)) return t(key);
     return error.message ? `${error.message} (${error.code})` : String(error.code ?? error);
 }
 
+/// The name of the field that an error is about; undefined if it is about none.
+export const errorField = (error) => reasonOf(error)[1];
+
 const INPUT_MODES = { number: 'numeric', signed: 'text' };
 
-function field(spec, id) {
+/// A field of a form, with its label, hint and error.
+export function field(spec, id) {
     const { name, label, kind = 'text', value = '', hint, options, required = true } = spec;
     const hintId = hint ? `${id}-hint` : null;
-    const common = { id, name, required, 'aria-describedby': hintId };
+    const common = { id, name, required, 'aria-describedby': [hintId, `${id}-error`].filter(Boolean).join(' ') };
     let control;
     if (kind === 'choice') {
         control = h('select', common, ...options.map(([option, text]) => h('option', { value: option, text, selected: option === value })));
     } else if (kind === 'number' || kind === 'signed') {
-        control = h('input', { ...common, type: 'number', inputmode: INPUT_MODES[kind], step: 1, min: spec.min, max: spec.max, value });
+        control = h('input', { ...common, type: 'number', inputmode: INPUT_MODES[kind], step: 1, min: spec.min, max: spec.max, value: value ?? '' });
     } else if (kind === 'time') {
-        control = h('input', { ...common, type: 'datetime-local', step: 1, value });
+        control = h('input', { ...common, type: 'datetime-local', step: 1, value: value ?? '' });
     } else {
-        control = h('input', { ...common, type: 'text', autocomplete: 'off', spellcheck: 'false', maxlength: spec.maxLength, pattern: spec.pattern, list: spec.list ? `${id}-list` : null, value });
+        control = h('input', { ...common, type: 'text', autocomplete: 'off', spellcheck: 'false', maxlength: spec.maxLength, pattern: spec.pattern, placeholder: spec.placeholder, list: spec.list ? `${id}-list` : null, value: value ?? '' });
     }
     return h('div', { class: spec.half ? 'field half' : 'field' },
         h('label', { for: id, text: label }, required ? null : h('span', { class: 'sub', text: ` ${t('optional')}` })),
         control,
         spec.list ? h('datalist', { id: `${id}-list` }, ...spec.list.map((option) => h('option', { value: option }))) : null,
-        hint ? h('p', { class: 'sub', id: hintId, text: hint }) : null);
+        hint ? h('p', { class: 'sub', id: hintId, text: hint }) : null,
+        h('p', { class: 'error', id: `${id}-error` }));
 }
 
-const read = (form, { name, kind }) => {
+/// The value of a field; null if it is empty.
+export const readField = (form, { name, kind }) => {
     const text = form.elements[name].value.trim();
     if (text === '') return null;
     if (kind === 'number' || kind === 'signed') return Number(text);
@@ -67,20 +88,43 @@ const read = (form, { name, kind }) => {
     return text;
 };
 
-/// Opens a form with `fields`. `check(values)` returns a validation error or null; `question(values)` a confirmation to ask first, or
-/// null; `send(values)` sends the request and returns the text to announce.
+/// Removes the errors at the fields of a form.
+export function clearErrors(form) {
+    for (const control of form.querySelectorAll('[aria-invalid]')) {
+        control.removeAttribute('aria-invalid');
+        updateText(form.querySelector(`[id="${control.id}-error"]`), '');
+    }
+}
+
+/// Shows an error at the field `name` of a form, and moves the focus there. False if the form has no such field.
+export function showError(form, name, text) {
+    const control = name && form.elements[name];
+    const place = control && form.querySelector(`[id="${control.id}-error"]`);
+    if (!place) return false;
+    control.closest('details')?.setAttribute('open', '');
+    control.setAttribute('aria-invalid', 'true');
+    updateText(place, text);
+    control.focus();
+    return true;
+}
+
+/// Opens a form with `fields`. `check(values)` returns a validation error, `{ field, text }` for one of a field, or null;
+/// `question(values)` a confirmation to ask first, or null; `send(values)` sends the request and returns the text to announce.
+/// `folded`: the heading of the fields that are folded away.
 export function openForm({ title, lead, fields, submit, danger = false, question, check, send, folded }) {
     const { dialog, body } = open(title);
     const failure = h('p', { class: 'error', tabindex: '-1' });
     const button = h('button', { class: danger ? 'primary danger' : 'primary', type: 'submit', text: submit });
     const toField = (spec) => field(spec, `${dialog.getAttribute('aria-labelledby')}-${spec.name}`);
+    const sections = [...new Set(fields.map((spec) => spec.folded).filter(Boolean))];
     const form = h('form', { class: 'fields' },
         lead ? h('p', { class: 'lead', text: lead }) : null,
         ...fields.filter((spec) => !spec.folded).map(toField),
-        folded ? h('details', {}, h('summary', { text: folded }), h('div', { class: 'fields' }, ...fields.filter((spec) => spec.folded).map(toField))) : null,
+        ...sections.map((section) => h('details', { class: 'folded' }, h('summary', { text: section === true ? folded : section }), h('div', { class: 'fields' }, ...fields.filter((spec) => spec.folded === section).map(toField)))),
         failure,
         h('div', { class: 'buttons' }, h('button', { class: 'action', type: 'button', text: t('cancel'), onclick: () => dialog.close() }), button));
-    const fail = (text) => {
+    const fail = (text, name) => {
+        if (showError(form, name, text)) return;
         updateText(failure, text);
         failure.focus();
     };
@@ -88,10 +132,11 @@ export function openForm({ title, lead, fields, submit, danger = false, question
         event.preventDefault();
         if (button.disabled) return;
         updateText(failure, '');
-        const values = Object.fromEntries(fields.map((spec) => [spec.name, read(form, spec)]));
+        clearErrors(form);
+        const values = Object.fromEntries(fields.map((spec) => [spec.name, readField(form, spec)]));
         const wrong = check?.(values);
         if (wrong) {
-            fail(wrong);
+            fail(wrong.text ?? wrong, wrong.field);
             return;
         }
         const first = question?.(values);
@@ -102,7 +147,7 @@ export function openForm({ title, lead, fields, submit, danger = false, question
             dialog.close();
             announce(text);
         } catch (error) {
-            fail(errorText(error));
+            fail(errorText(error), errorField(error));
         } finally {
             button.disabled = false;
         }
@@ -141,15 +186,24 @@ export async function confirmAndRun(question, send) {
     }
 }
 
-/// Opens a wide dialog to read; `fill(body, dialog)` adds its content.
-export function openSheet(title, fill) {
-    const { dialog, body } = open(title, { wide: true });
+/// Opens a wide dialog to read; `fill(body, dialog)` adds its content. `size`: `full` is as wide as the page.
+export function openSheet(title, fill, { size = 'wide' } = {}) {
+    const { dialog, body } = open(title, { size });
     fill(body, dialog);
     return dialog;
 }
 
-/// Shows pages of `{content, page, size, totalElements}`: `load(page)` fetches one, `show(content, box, reload)` renders it.
-export function paginate(body, load, show) {
+/// Runs `load()` at once and every `interval` ms, while the dialog is open and the page is visible. Returns a function that runs it now.
+export function keepLoading(dialog, interval, load) {
+    const timer = setInterval(() => document.visibilityState === 'visible' && load(), interval);
+    dialog.addEventListener('close', () => clearInterval(timer));
+    load();
+    return load;
+}
+
+/// Shows pages of `{content, page, size, totalElements}`: `load(page)` fetches one, `show(content, box, reload)` renders it. `last`:
+/// begins with the last page.
+export function paginate(body, load, show, { last = false } = {}) {
     const box = h('div', { class: 'page' });
     const range = h('span', { class: 'sub' });
     const turn = (by, key) => h('button', { class: 'action', type: 'button', text: t(key), onclick: () => go(page + by) });
@@ -161,8 +215,11 @@ export function paginate(body, load, show) {
         const request = (requests += 1);
         box.setAttribute('aria-busy', 'true');
         try {
-            const answer = await load(to);
+            let answer = await load(to);
+            const lastPage = Math.ceil(answer.totalElements / answer.size) - 1;
+            if (last && lastPage > to) answer = await load((to = lastPage));
             if (request !== requests) return;
+            last = false;
             page = to;
             const { content, size, totalElements: total } = answer;
             show(content, box, () => go(page));

@@ -139,12 +139,23 @@ export const clock = (at) => (known(at) ? timeFormat({ hour: '2-digit', minute: 
 
 const day = (at) => timeFormat({ year: 'numeric', month: '2-digit', day: '2-digit' }).format(at);
 
+/// A date: short for an axis, or with its weekday and year.
+export const date = (at, long = false) => timeFormat(long ? { year: 'numeric', month: 'short', day: 'numeric', weekday: 'short' } : { month: 'short', day: 'numeric' }).format(at);
+
 /// A time of day; with its date unless it is today.
 export function moment(at, now) {
     if (!known(at)) return NOTHING;
     if (day(at) === day(now)) return timeFormat({ hour: '2-digit', minute: '2-digit' }).format(at);
     const year = (of) => timeFormat({ year: 'numeric' }).format(of);
     return timeFormat({ ...(year(at) === year(now) ? {} : { year: 'numeric' }), month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' }).format(at);
+}
+
+/// A range of time, with the date of each end that is on another day than the one before; null for an end that is open.
+export function span(from, until, now) {
+    const year = (of) => timeFormat({ year: 'numeric' }).format(of);
+    const time = (at) => timeFormat({ hour: '2-digit', minute: '2-digit' }).format(at);
+    const dated = (at) => timeFormat({ ...(year(at) === year(now) ? {} : { year: 'numeric' }), month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' }).format(at);
+    return [from === null ? null : dated(from), until === null ? null : from !== null && day(from) === day(until) ? time(until) : dated(until)];
 }
 
 /// Date and time to the second.
@@ -160,6 +171,15 @@ export function localIso(at) {
     }).formatToParts(at);
     const of = (type) => parts.find((part) => part.type === type).value;
     return `${of('year')}-${of('month')}-${of('day')}T${of('hour')}:${of('minute')}:${of('second')}`;
+}
+
+/// The instant of a local ISO time; of one that the zone skips, an instant beside the gap.
+export function fromIso(text) {
+    const utc = Date.parse(`${text}Z`);
+    let at = utc;
+    // The zone's difference at the first guess may be that of another season.
+    for (let guess = 0; guess < 2; guess += 1) at = utc - (Date.parse(`${localIso(at)}Z`) - at);
+    return at;
 }
 
 /// The API's local ISO in a readable form.

@@ -93,7 +93,7 @@ function campaigns(snapshot) {
 function productRow(it) {
     return h('tr', {},
         h('th', { scope: 'row' },
-            h('span', { class: 'product', 'data-part': 'name' }), ' ',
+            h('a', { class: 'product', href: `#product-${it.productId}`, 'data-part': 'name' }), ' ',
             h('span', { class: 'sub', 'data-part': 'price' }),
             h('span', { class: 'stack', 'data-part': 'stack', 'aria-hidden': 'true' },
                 h('i', { class: 'sold' }), h('i', { class: 'held' }), h('i', { class: 'withheld' }), h('i', { class: 'on-sale' }))),
@@ -107,7 +107,8 @@ function product(row, it) {
     updateAttribute(row, 'data-product', String(it.productId));
     row.classList.toggle('sold-out', it.onSale === 0);
     updateText(part(row, 'name'), it.productName);
-    updateText(part(row, 'price'), [won(it.price), it.onSale === 0 ? t('stock.soldOut') : null, it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null].filter(Boolean).join(' · '));
+    const state = it.saleStatus === 'SCHEDULED' || it.saleStatus === 'ENDED' ? t(`sale.${it.saleStatus}`) : it.onSale === 0 ? t('stock.soldOut') : null;
+    updateText(part(row, 'price'), [won(it.price), state, it.limitPerUser === null ? null : t('limit.own', { n: it.limitPerUser }), it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null].filter(Boolean).join(' · '));
     updateText(part(row, 'onSale'), number(it.onSale));
     updateText(part(row, 'held'), number(it.held));
     updateText(part(row, 'sold'), number(it.sold));

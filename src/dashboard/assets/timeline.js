@@ -86,14 +86,14 @@ function render(timeline, title) {
     ];
 }
 
-/// Opens the search for a user or an order.
-export function openTimelineSearch() {
+/// Opens the search for a user or an order; with a `kind` and an `id`, searches at once.
+export function openTimelineSearch({ kind: wanted = 'order', id: known = null } = {}) {
     openSheet(t('timeline.title'), (body) => {
         const choice = (kind, checked) => h('label', { class: 'choice' }, h('input', { type: 'radio', name: 'kind', value: kind, checked }), h('span', { text: t(`timeline.${kind}`) }));
         const input = h('input', { id: 'timeline-id', name: 'number', type: 'text', inputmode: 'numeric', pattern: '[0-9]{1,16}', required: true, autocomplete: 'off' });
         const found = h('div', { class: 'timeline-result', tabindex: '-1' });
         const form = h('form', { class: 'search' },
-            h('fieldset', {}, h('legend', { class: 'unseen', text: t('timeline.title') }), choice('order', true), choice('user', false)),
+            h('fieldset', {}, h('legend', { class: 'unseen', text: t('timeline.title') }), choice('order', wanted === 'order'), choice('user', wanted === 'user')),
             h('label', { for: 'timeline-id', class: 'unseen', text: t('timeline.number') }), input,
             h('button', { class: 'primary', type: 'submit', text: t('timeline.search') }));
         let requests = 0;
@@ -115,5 +115,9 @@ export function openTimelineSearch() {
         body.append(form, found);
         input.placeholder = t('timeline.number');
         input.focus();
+        if (known !== null) {
+            input.value = String(known);
+            form.requestSubmit();
+        }
     });
 }

@@ -222,7 +222,7 @@ struct LimitedUsersResponse {
     limit_group: Option<String>,
     /// 더 구매할 수 없는 사용자 수
     users_at_limit: i64,
-    /// 최근 주문 20만 건까지 집계합니다: 빠진 주문이 있으면 false
+    /// 최근 주문 10만 건까지 집계합니다: 빠진 주문이 있으면 false
     complete: bool,
     /// 사용자 목록
     content: Vec<LimitedUserResponse>,
