@@ -94,6 +94,7 @@ pub fn scripts() -> Result<()> {
         (Kind::Order, "order"),
         (Kind::Charge, "balance charge"),
         (Kind::Checkout, "checkout"),
+        (Kind::OrderWithTerms, "order with window and limit"),
     ] {
         let ask = |from| shop.runtime.block_on(try_join_all((from..from + CONCURRENT).map(|n| shop.ask(kind, n))));
         ask(first)?;

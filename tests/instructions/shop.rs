@@ -26,6 +26,7 @@ pub struct Shop {
     router: Router,
     first_user: u64,
     product: u64,
+    product_with_terms: u64,
     campaign: u64,
     /// The orders to be paid: id and user.
     placed: RefCell<Vec<(u64, u64)>>,
@@ -36,6 +37,8 @@ pub struct Shop {
 pub enum Kind {
     Issue,
     Order,
+    /// Of a product with a window and a limit per user.
+    OrderWithTerms,
     Checkout,
     Pay,
     Charge,
@@ -43,12 +46,13 @@ pub enum Kind {
 
 impl Kind {
     /// Payments follow the orders that they pay.
-    pub const ALL: [(Kind, &str); 5] = [
+    pub const ALL: [(Kind, &str); 6] = [
         (Kind::Issue, "coupon issue"),
         (Kind::Order, "order"),
         (Kind::Pay, "payment"),
         (Kind::Charge, "balance charge"),
         (Kind::Checkout, "checkout"),
+        (Kind::OrderWithTerms, "order with window and limit"),
     ];
 }
 
@@ -88,7 +92,7 @@ impl Shop {
             app.router(&http_config())?
         };
         let (first_user, product, campaign, placed) = (0, 0, 0, RefCell::default());
-        let mut shop = Shop { runtime, app, router, first_user, product, campaign, placed };
+        let mut shop = Shop { runtime, app, router, first_user, product, product_with_terms: 0, campaign, placed };
         let made = |path: &str, id: &str, body: Value| -> Result<u64> {
             let reply = shop.runtime.block_on(shop.send("POST", &format!("/admin/v1/{path}"), body.to_string()));
             number(&reply?, id)
@@ -97,23 +101,30 @@ impl Shop {
         let first_user = made("users/bulk", "firstUserId", users)?;
         let product =
             json!({ "productName": "나이키 에어포스", "price": WON, "stockQuantity": 1_000_000, "category": "SHOES" });
+        let mut with_terms = product.clone();
+        with_terms["opensAt"] = json!("2020-01-01T00:00:00");
+        with_terms["closesAt"] = json!("2099-12-31T23:59:59");
+        with_terms["limitPerUser"] = json!(10_000);
         let product = made("products", "productId", product)?;
+        let product_with_terms = made("products", "productId", with_terms)?;
         let campaign = json!({
             "couponCode": "HANGHAE8888", "discountType": "FIXED", "discountAmount": 1000, "totalQuantity": USERS,
             "expiredAt": "2099-12-31T23:59:59",
         });
         let campaign = made("coupons", "couponId", campaign)?;
-        (shop.first_user, shop.product, shop.campaign) = (first_user, product, campaign);
+        (shop.first_user, shop.campaign) = (first_user, campaign);
+        (shop.product, shop.product_with_terms) = (product, product_with_terms);
         Ok(shop)
     }
 
     /// The request of a kind by the `n`-th user.
     pub async fn ask(&self, kind: Kind, n: u64) -> Result<()> {
         let user = self.first_user + n % USERS;
-        let (product, campaign) = (self.product, self.campaign);
+        let campaign = self.campaign;
+        let product = if let Kind::OrderWithTerms = kind { self.product_with_terms } else { self.product };
         let (method, path, body) = match kind {
             Kind::Issue => ("POST", "/api/v1/coupons/issue", format!("{{\"couponId\":{campaign},\"userId\":{user}}}")),
-            Kind::Order => (
+            Kind::Order | Kind::OrderWithTerms => (
                 "POST",
                 "/api/v1/orders",
                 format!("{{\"userId\":{user},\"orderProducts\":[{{\"productId\":{product},\"quantity\":1}}]}}"),

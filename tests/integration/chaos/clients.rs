@@ -80,8 +80,11 @@ pub struct Market {
     wallets: Mutex<HashMap<i64, Vec<i64>>>,
     /// Requests by the moment that they aim at, in nanoseconds since 1970.
     aimed: Mutex<BTreeMap<u64, Request>>,
-    /// The campaigns that operators have ended.
+    /// The campaigns, and the sales of products, that operators have ended.
     closed: Mutex<BTreeSet<i64>>,
+    ended: Mutex<BTreeSet<i64>>,
+    /// Whether operators end sales.
+    terms: bool,
     /// Operations to repeat.
     again: Mutex<Vec<usize>>,
     /// How long an order holds its goods, and how long Redis keeps one that has closed, in nanoseconds; `None`: no request aims at
@@ -115,6 +118,8 @@ impl Market {
             wallets: Mutex::default(),
             aimed: Mutex::default(),
             closed: Mutex::default(),
+            ended: Mutex::default(),
+            terms: goods.terms,
             again: Mutex::default(),
             moments,
             seed,
@@ -294,9 +299,15 @@ impl Market {
         if random.percent(60) {
             return Some(Request::Restock { product: self.products.pick(random), units: random.within(1, 5) });
         }
-        let campaign = self.campaigns.pick(random);
         // A window ends at a whole second.
         let at = (now() / 1_000_000_000 + random.within(1, 3) as u64) * 1_000_000_000;
+        if self.terms && random.percent(30) {
+            let product = self.products.pick(random);
+            // Most of them go on.
+            let ends = product % 4 == 0 && self.ended.lock().unwrap().insert(product);
+            return ends.then_some(Request::EndSale { product, at });
+        }
+        let campaign = self.campaigns.pick(random);
         // Half of them go on, each of the others ends once.
         let ends = campaign % 2 == 0 && self.closed.lock().unwrap().insert(campaign);
         ends.then_some(Request::Close { campaign, at })

@@ -10,7 +10,8 @@ use serde_json::Value;
 use sqlx::PgPool;
 
 use super::{
-    history::{Operation, Outcome, Request},
+    history::{Attempt, Operation, Outcome, Request},
+    objects::SLACK,
     shop::Goods,
 };
 
@@ -258,6 +259,37 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
         }
     }
     differences.extend(reads(operations, facts));
+    differences.extend(beyond_terms(operations, facts, goods));
+    differences
+}
+
+/// Orders that the terms of sale forbid: more units than the limit per user, or placed after the sale of a product had ended.
+fn beyond_terms(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    let mut report = |owner: i64, what: String| {
+        differences.push(Difference { kind: DifferenceKind::Read { within: None }, owner, what });
+    };
+    for (products, limit) in &goods.limits {
+        let mut had: BTreeMap<i64, i64> = BTreeMap::new();
+        for order in facts.orders.values().filter(|order| matches!(&*order.status, "PENDING" | "PAID")) {
+            let units: i64 = products.iter().filter_map(|product| order.lines.get(product)).sum();
+            *had.entry(order.user).or_default() += units;
+        }
+        for (user, units) in had.into_iter().filter(|(_, units)| units > limit) {
+            report(user, format!("user {user} has {units} units of {products:?}, and the limit is {limit}"));
+        }
+    }
+    for operation in operations {
+        let (Request::EndSale { product, at }, Some(effect)) = (&operation.request, operation.effect()) else {
+            continue;
+        };
+        let ended = effect.ended.max(*at) + SLACK;
+        for (id, order) in facts.orders.iter().filter(|(_, order)| order.placed_at > ended) {
+            if order.lines.contains_key(product) {
+                report(*product, format!("order {id} was placed after the sale of product {product} had ended"));
+            }
+        }
+    }
     differences
 }
 
@@ -334,4 +366,30 @@ fn reads(operations: &[Operation], facts: &Facts) -> Vec<Difference> {
         }
     }
     differences
+}
+
+#[test]
+fn order_beyond_terms_of_sale_found() {
+    let order = |user, status: &str, placed_at, units| OrderFact {
+        user,
+        status: status.to_owned(),
+        price: 0,
+        coupon: None,
+        reason: String::new(),
+        placed_at,
+        paid_at: 0,
+        closed_at: 0,
+        lines: [(7, units)].into(),
+    };
+    let found = |orders: Vec<OrderFact>| {
+        let facts = Facts { orders: (1..).zip(orders).collect(), ..Facts::default() };
+        let goods = Goods { limits: vec![(vec![7, 8], 3)], ..Goods::of(9) };
+        let mut ended = Operation::new(Request::EndSale { product: 7, at: 1_000 }, String::new());
+        let outcome = Outcome::Done { body: Value::Null, replayed: false };
+        ended.attempts.push(Attempt { began: 0, ended: 1_000, outcome });
+        beyond_terms(&[ended], &facts, &goods).len()
+    };
+    assert_eq!(found(vec![order(1, "PAID", 1, 2), order(1, "PENDING", 1, 1), order(1, "CANCELLED", 1, 1)]), 0);
+    assert_eq!(found(vec![order(1, "PAID", 1, 2), order(1, "PENDING", 1, 2), order(2, "PAID", 1, 3)]), 1);
+    assert_eq!(found(vec![order(1, "CANCELLED", 1_001 + SLACK, 1)]), 1);
 }

@@ -101,6 +101,11 @@ pub enum Request {
         campaign: i64,
         at: u64,
     },
+    /// An operator ends the sale of a product, likewise.
+    EndSale {
+        product: i64,
+        at: u64,
+    },
     Balance {
         user: i64,
     },
@@ -130,6 +135,7 @@ impl Request {
             Request::Cancel { .. } => "cancel",
             Request::Restock { .. } => "restock",
             Request::Close { .. } => "close",
+            Request::EndSale { .. } => "end sale",
             Request::Balance { .. } => "read balance",
             Request::Entries { .. } => "read history",
             Request::Product { .. } => "read product",
@@ -152,7 +158,9 @@ impl Request {
             | Request::Entries { user }
             | Request::Coupons { user } => *user,
             Request::Pay { order, .. } | Request::Cancel { order, .. } | Request::Order { order, .. } => *order,
-            Request::Restock { product, .. } | Request::Product { product } => *product,
+            Request::Restock { product, .. } | Request::EndSale { product, .. } | Request::Product { product } => {
+                *product
+            }
         }
     }
 
@@ -202,6 +210,10 @@ impl Request {
             Request::Close { campaign, at } => {
                 let at = Millis((at / 1_000_000) as i64).local(chrono_tz::Asia::Seoul);
                 (Method::PATCH, format!("/admin/v1/coupons/{campaign}"), json!({"closesAt": at}))
+            }
+            Request::EndSale { product, at } => {
+                let at = Millis((at / 1_000_000) as i64).local(chrono_tz::Asia::Seoul);
+                (Method::PATCH, format!("/admin/v1/products/{product}"), json!({"closesAt": at}))
             }
             Request::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
             Request::Entries { user } => {

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The difference between a time of the stores, in whole milliseconds, and one of the clients, in nanoseconds.
-const SLACK: u64 = 20_000_000;
+pub const SLACK: u64 = 20_000_000;
 
 /// The results for all objects.
 #[derive(Default)]

@@ -16,16 +16,24 @@ pub struct Goods {
     pub campaigns: Vec<i64>,
     /// The units of each product at first.
     pub stock: i64,
+    /// Whether some products have a limit per user, and some campaigns conditions.
+    pub terms: bool,
+    /// The products that share a limit per user, and the limit.
+    pub limits: Vec<(Vec<i64>, i64)>,
 }
 
 impl Goods {
     pub const BALANCE: i64 = 1200;
     pub const STOCK: i64 = 20;
     pub const COUPONS: i64 = 8;
+    /// The limit per user of a product, and of a group of two.
+    const LIMIT: i64 = 5;
+    const GROUP_LIMIT: i64 = 8;
 
     /// None yet.
     pub fn of(stock: i64) -> Goods {
-        Goods { users: Vec::new(), products: Vec::new(), campaigns: Vec::new(), stock }
+        let (users, products, campaigns, limits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Goods { users, products, campaigns, stock, terms: false, limits }
     }
 
     /// Creates so many of each through the service at `base`.
@@ -36,13 +44,33 @@ impl Goods {
         self.users = (first..first + users).collect();
         for number in 0..products {
             let (price, stock) = (100 + 50 * (number % 7), self.stock);
-            let body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
-            self.products.push(create("/admin/v1/products", body).await["productId"].as_i64().unwrap());
+            let mut body = json!({"productName": "신발", "price": price, "stockQuantity": stock, "category": "SHOES"});
+            // Of four products one has a limit of its own, and two share one.
+            match number % 4 {
+                1 if self.terms => body["limitPerUser"] = json!(Goods::LIMIT),
+                2 | 3 if self.terms => {
+                    body["limitPerUser"] = json!(Goods::GROUP_LIMIT);
+                    body["limitGroup"] = json!(format!("SIZES-{}", number / 4));
+                }
+                _ => {}
+            }
+            let product = create("/admin/v1/products", body).await["productId"].as_i64().unwrap();
+            self.products.push(product);
+            match number % 4 {
+                1 if self.terms => self.limits.push((vec![product], Goods::LIMIT)),
+                2 if self.terms => self.limits.push((vec![product], Goods::GROUP_LIMIT)),
+                3 if self.terms => self.limits.last_mut().unwrap().0.push(product),
+                _ => {}
+            }
         }
         for number in 0..campaigns {
             let (kind, amount) = if number % 2 == 0 { ("FIXED", 150) } else { ("PERCENTAGE", 30) };
-            let body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
+            let mut body = json!({"couponCode": "FIRE", "discountType": kind, "discountAmount": amount,
                 "totalQuantity": Goods::COUPONS, "expiredAt": "2099-01-01T00:00:00"});
+            if self.terms && number % 3 == 2 {
+                body["minOrderPrice"] = json!(300);
+                body["categories"] = json!(["SHOES"]);
+            }
             self.campaigns.push(create("/admin/v1/coupons", body).await["couponId"].as_i64().unwrap());
         }
     }
@@ -61,6 +89,8 @@ pub struct Options {
     pub users: i64,
     pub products: i64,
     pub campaigns: i64,
+    /// See [`Goods::terms`].
+    pub terms: bool,
     pub ack: Ack,
     /// Whether Redis has a replica, and PostgreSQL a standby.
     pub replica: bool,
@@ -92,6 +122,7 @@ impl Default for Options {
             users: 2,
             products: 2,
             campaigns: 1,
+            terms: false,
             ack: Ack::Redis,
             replica: false,
             standby: false,
@@ -119,7 +150,7 @@ impl Options {
     /// With enough goods for this many operations: each object is replaced after a number of requests.
     pub fn with_goods_for(self, operations: i64) -> Options {
         let each = 12 + operations / 100;
-        Options { users: 2 * each, products: each, campaigns: each, ..self }
+        Options { users: 2 * each, products: each, campaigns: each, terms: true, ..self }
     }
 
     /// The loss that a service reports, if that is a violation. Where the processes recover losses, `losses` judges by their log.
@@ -158,6 +189,7 @@ impl std::fmt::Display for Options {
             (self.standby, "a standby of PostgreSQL"),
             (self.sentinels, "Sentinels"),
             (self.gateway, "a payment gateway"),
+            (self.terms, "terms of sale"),
             (self.power_losses, "a record of what Redis has flushed"),
         ] {
             if is_there {

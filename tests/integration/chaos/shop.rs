@@ -107,7 +107,7 @@ impl Shop {
             know_each_other(&watchers, 1).await;
             redis_url = sentinel_url(&watchers);
         }
-        let goods = Goods::of(Goods::STOCK);
+        let goods = Goods { terms: options.terms, ..Goods::of(Goods::STOCK) };
         let services = Vec::new();
         let gateway = if options.gateway { Some(FakeGateway::start().await) } else { None };
         let mut shop = Shop {
