@@ -64,11 +64,15 @@ export function call(op, method, path, body, { allow = [], ...options } = {}) {
     return classify(op, http.request(method, url, text, params), allow, true);
 }
 
-/** The same call `times` times, in parallel. */
-export function atOnce(times, op, method, path, body, { allow = [] } = {}) {
-    const responses = http.batch(Array.from({ length: times }, () => request(op, method, path, body)));
+/** The same call with each of `bodies`, in parallel. */
+export function together(bodies, op, method, path, { allow = [] } = {}) {
+    const responses = http.batch(bodies.map((body) => request(op, method, path, body)));
     return responses.map((response) => classify(op, response, allow, true));
 }
+
+/** The same call `times` times, in parallel. */
+export const atOnce = (times, op, method, path, body, options) =>
+    together(Array.from({ length: times }, () => body), op, method, path, options);
 
 /** Unmeasured GETs of `paths`, 50 in parallel. Returns the bodies in the order of `paths`. */
 export function readAll(op, paths) {

@@ -18,28 +18,35 @@ export function users(run, count, balance = 0) {
     return created(op, operator(op, 'POST', '/admin/v1/users/bulk', body, { timeout: '600s' })).firstUserId;
 }
 
-export function product(run, name, price, stock) {
+/** `terms`: the window and the limit of the product. */
+export function product(run, name, price, stock, terms = {}) {
     const op = 'POST admin product';
-    const body = { productName: `${name} (${run})`, price, stockQuantity: stock, category: run };
+    const body = { productName: `${name} (${run})`, price, stockQuantity: stock, category: run, ...terms };
     const { productId } = created(op, operator(op, 'POST', '/admin/v1/products', body));
     return { id: productId, name, price, stock };
 }
 
-export function campaign(run, name, total, discountType = 'FIXED', discountAmount = 5000) {
+/** `conditions`: those of the coupon. */
+export function campaign(run, name, total, discountType = 'FIXED', discountAmount = 5000, conditions = {}) {
     const op = 'POST admin campaign';
     // 30 days ahead, so that the campaign is open in any time zone.
     const expiredAt = new Date(Date.now() + 30 * 86400e3).toISOString().slice(0, 19);
-    const body = { couponCode: `${name}_${run}`, discountType, discountAmount, totalQuantity: total, expiredAt };
+    const body = { couponCode: `${name}_${run}`, discountType, discountAmount, totalQuantity: total, expiredAt, ...conditions };
     const { couponId } = created(op, operator(op, 'POST', '/admin/v1/coupons', body));
     return { id: couponId, name, total };
 }
 
-/** The length of the deployment's holds in seconds, and its wall clock: read from an order that is cancelled at once. */
+/** A wall-clock time of the deployment, in milliseconds as if it were UTC, as its API spells it. */
+export const local = (at) => new Date(at).toISOString().slice(0, 19);
+
+/** The length of the deployment's holds in seconds, and its wall clock: read from an order that is cancelled at once. `at`: this
+ * machine's clock when the wall clock was `since` or up to a second later. */
 export function probe(user, product) {
     const order = { userId: user, orderProducts: [{ productId: product.id, quantity: 1 }] };
     const { orderId } = created('POST order', unmeasured('POST order', 'POST', '/api/v1/orders', order));
+    const at = Date.now();
     const path = `/api/v1/orders/${orderId}`;
     const cancelled = created('POST cancel', unmeasured('POST cancel', 'POST', `${path}/cancel`, { userId: user }));
     const hold = Date.parse(`${cancelled.expiresAt}Z`) - Date.parse(`${cancelled.orderedAt}Z`);
-    return { hold: Math.round(hold / 1000), since: cancelled.orderedAt };
+    return { hold: Math.round(hold / 1000), since: cancelled.orderedAt, at };
 }

@@ -83,8 +83,9 @@ function endHolds({ products, hold, since }) {
 }
 
 /** Checks stock = on sale + held + sold for each product, and subtracts the recorded orders from the acknowledged ones. */
-function reconcileProducts({ products, since }) {
+function reconcileProducts({ products, since }, inspect) {
     const orders = ordersOf(products, since);
+    inspect(orders);
     const accounts = new Map(products.map(({ id }) => [id, { sold: 0, held: 0 }]));
     const addLines = (order, kind) => {
         for (const { productId, quantity } of order.orderProducts) {
@@ -150,14 +151,14 @@ function audit() {
     }
 }
 
-/** Reconciles a run; the teardown of every scenario calls it. */
-export function reconcile({ products = [], campaigns = [], hold = 0, since = '' }) {
+/** Reconciles a run; the teardown of every scenario calls it. `inspect(orders)` gets the recorded orders of the products. */
+export function reconcile({ products = [], campaigns = [], hold = 0, since = '' }, inspect = () => {}) {
     setWatched({ products, campaigns });
     drain();
     if (products.length > 0) {
         endHolds({ products, hold, since });
         drain();
-        reconcileProducts({ products, since });
+        reconcileProducts({ products, since }, inspect);
     }
     reconcileCampaigns(campaigns);
     audit();

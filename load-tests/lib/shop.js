@@ -4,7 +4,7 @@
 // A lost, invented or repeated write leaves a count other than zero.
 
 import { Counter } from 'k6/metrics';
-import { atOnce, call } from './api.js';
+import { atOnce, call, together } from './api.js';
 
 export const acknowledged = new Counter('acknowledged_minus_recorded');
 const repliesDiffer = new Counter('replay_differs');
@@ -71,6 +71,35 @@ export function place(user, lines, { coupon, allow = [], ...options } = {}) {
     if (answer.ok) answer.order = { id: answer.body.orderId, user, price: answer.body.finalPrice, units, at: Date.now() };
     return answer;
 }
+
+const checkoutBody = (user, lines, coupon) => ({
+    userId: user,
+    orderProducts: lines.map(([productId, quantity]) => ({ productId, quantity })),
+    payment: { paymentType: 'BALANCE' },
+    ...(coupon ? { userCouponId: coupon } : {}),
+});
+
+function countCheckout(answer, user, lines) {
+    const units = lines.reduce((sum, [, quantity]) => sum + quantity, 0);
+    if (answer.ok) {
+        answer.order = { id: answer.body.orderId, user, price: answer.body.finalPrice, units, at: Date.now(), lines };
+        count(answer.order, 1);
+    }
+    return answer;
+}
+
+const CHECKOUT = ['POST checkout', 'POST', '/api/v1/orders'];
+
+/** Places and pays an order of `lines` in one step. */
+export function checkout(user, lines, { coupon, ...options } = {}) {
+    const [op, method, path] = CHECKOUT;
+    return countCheckout(write(op, method, path, checkoutBody(user, lines, coupon), options), user, lines);
+}
+
+/** One checkout for each of `orders` (lists of lines), in parallel. */
+export const checkoutTogether = (user, orders, { coupon, ...options } = {}) =>
+    together(orders.map((lines) => checkoutBody(user, lines, coupon)), ...CHECKOUT, options)
+        .map((answer, at) => countCheckout(answer, user, orders[at]));
 
 /** Whether the hold of `order` may have expired (after `hold` seconds), so that a refusal is expected. */
 const overdue = (order, hold) => Date.now() - order.at > (hold - 3) * 1000;
