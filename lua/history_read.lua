@@ -35,7 +35,8 @@ while id ~= '' do
   if not entry then break end
   local fields = entry[2]
   local changes, prev = {}, ''
-  if fields[2] == '1' then
+  -- An entry of one event, of any version; others have their events where its kind is.
+  if fields[3] == 'kind' then
     changes[1] = fields
     for i = 1, #fields, 2 do
       if fields[i] == 'prev' then prev = fields[i + 1] end

@@ -287,6 +287,7 @@ fn engine_config() -> Result<EngineConfig> {
         shop: ShopConfig {
             time_zone: chrono_tz::Asia::Seoul,
             order_hold_seconds: 24 * 3600,
+            refund_window_seconds: 604_800,
             max_open_orders_per_user: u32::MAX,
             max_balance: 9_007_199_254_740_991,
             sold_out_lease_ms: 200,

@@ -12,11 +12,10 @@ pub const STATE: &str = "stores belong together";
 pub const PROJECTION: &str = "projection: PostgreSQL gets what is decided";
 pub const USERS: &str = "users: Redis = PostgreSQL";
 pub const PRODUCTS: &str =
-    "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld + with other partitions";
+    "products: Redis = PostgreSQL, stocked = on sale + held + sold + withheld + quarantined + with other partitions";
 pub const CAMPAIGNS: &str = "campaigns: Redis = PostgreSQL, issued = holders, issued + withheld <= total";
 pub const ORDERS: &str = "orders: Redis = PostgreSQL, total = lines, every hold has an end";
-pub const PARTITION_STOCK: &str =
-    "units of other partitions: Redis = PostgreSQL, received = on sale + held + sold + withheld + given back";
+pub const PARTITION_STOCK: &str = "units of other partitions: Redis = PostgreSQL, received = on sale + held + sold + withheld + quarantined + given back";
 pub const REMOTE_COUPONS: &str = "coupons of users of other partitions: Redis = PostgreSQL";
 pub const PRICES: &str = "prices in other partitions: those of the products";
 pub const LIMIT_GROUPS: &str = "limits of groups: those of the products";
@@ -45,7 +44,9 @@ pub fn checks_of(kind: &KeyKind) -> &'static [&'static str] {
         KeyKind::Catalogue | KeyKind::Category(_) => &[PRODUCTS, INDEXES],
         KeyKind::LimitGroups => &[LIMIT_GROUPS],
         KeyKind::Price | KeyKind::PriceVersion => &[PRODUCTS, PRICES, INDEXES],
-        KeyKind::Stock | KeyKind::Held | KeyKind::Sold | KeyKind::Withheld => &[PRODUCTS, PARTITION_STOCK, INDEXES],
+        KeyKind::Stock | KeyKind::Held | KeyKind::Sold | KeyKind::Withheld | KeyKind::Quarantined => {
+            &[PRODUCTS, PARTITION_STOCK, INDEXES]
+        }
         KeyKind::Allotted | KeyKind::Regained | KeyKind::Recovered => &[PRODUCTS, BETWEEN, INDEXES],
         KeyKind::Received | KeyKind::Returned | KeyKind::Surrendered => &[PARTITION_STOCK, BETWEEN, INDEXES],
         KeyKind::Freed => &[INDEXES],

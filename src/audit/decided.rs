@@ -11,10 +11,10 @@ use super::{
 use crate::{
     model::{
         BalanceEntry, OrderStatus, Partition, RECORD_TTL_MS,
-        event::{Body, Event, PaymentOutcome, pack_lines},
+        event::{Body, Event, OrderRefunded, PaymentOutcome, pack_lines},
     },
     postgres::{
-        queries::decided::{CreatedKind, CreatedRow, IssuedRow, ResolutionRow},
+        queries::decided::{CreatedKind, CreatedRow, IssuedRow, PartRow, ResolutionRow},
         snapshot::{AllotmentRow, CampaignRow, OrderRow, PartitionStockRow, RecordRow, Snapshot},
     },
 };
@@ -27,6 +27,8 @@ const RUNNING: &str = "7:RUNNING";
 pub(super) struct PageFacts {
     orders: HashMap<i64, OrderRow>,
     resolutions: HashMap<i64, ResolutionRow>,
+    /// By order and part.
+    parts: HashMap<(i64, i32), PartRow>,
     /// By product and other partition.
     allotments: HashMap<(i64, i32), AllotmentRow>,
     partition_stock: HashMap<i64, PartitionStockRow>,
@@ -50,7 +52,8 @@ fn order_of(body: &Body) -> Option<i64> {
         Body::PaymentStarted(started) => Some(started.order.get()),
         Body::OrderPaid(paid) => Some(paid.order.get()),
         Body::OrderClosed(closed) => Some(closed.order.get()),
-        Body::PaymentEnded { order, .. } => Some(order.get()),
+        Body::OrderRefunded(part) => Some(part.order.get()),
+        Body::PaymentEnded { order, .. } | Body::RefundEnded { order, .. } => Some(order.get()),
         Body::PaymentResolved(resolved) => Some(resolved.order.get()),
         _ => None,
     }
@@ -115,6 +118,8 @@ impl PageFacts {
             let rows = snapshot.orders_of(&orders, audit.zone.name()).await?;
             facts.orders = rows.into_iter().map(|row| (row.id, row)).collect();
             let resolved = snapshot.resolutions(&orders).await?;
+            facts.parts =
+                snapshot.parts(&orders).await?.into_iter().map(|row| ((row.order_id, row.part), row)).collect();
             facts.resolutions = resolved.into_iter().map(|row| (row.order_id, row)).collect();
         }
         if !given.is_empty() {
@@ -195,7 +200,14 @@ impl PageFacts {
         let at = event.at.0;
         if let Some(order) = order_of(&event.body) {
             let Some(row) = self.orders.get(&order) else { return missing(format!("order {order}")) };
-            let mut wrong = of_order(event, row, self.resolutions.get(&order));
+            let mut wrong = match &event.body {
+                Body::OrderRefunded(OrderRefunded { part, .. }) | Body::RefundEnded { part, .. } => {
+                    let row = i32::try_from(*part).ok().and_then(|part| self.parts.get(&(order, part)));
+                    let Some(row) = row else { return missing(format!("part {part} of order {order}")) };
+                    of_part(event, row)
+                }
+                _ => of_order(event, row, self.resolutions.get(&order)),
+            };
             wrong.push(entry_of(&event.body).and_then(|entry| self.of_entry(entry)));
             return wrong;
         }
@@ -314,17 +326,49 @@ fn of_coupon(row: Option<&IssuedRow>, (coupon, user): (i64, i64), issued: (i64, 
     vec![wrong]
 }
 
+/// The discrepancies of a decision about a refunded part of an order.
+fn of_part(event: &Event, row: &PartRow) -> Vec<Option<String>> {
+    let at = event.at.0;
+    match &event.body {
+        Body::OrderRefunded(part) => {
+            let (operator, reason) = part.operator.clone().unwrap_or_default();
+            let is_due = part.by_gateway && part.amount > 0;
+            vec![
+                differ("the refunded lines", sorted(&pack_lines(&part.lines)), sorted(&row.lines)),
+                differ("the user", part.user.get(), row.user_id),
+                differ("the refunded won", part.amount, row.amount),
+                differ("whether the units stay off sale", part.quarantined, row.quarantined),
+                differ("the operator", operator, row.refunded_by.clone().unwrap_or_default()),
+                differ("the operator's reason", reason, row.reason.clone().unwrap_or_default()),
+                differ("the time of the refund", at, row.refunded_at),
+                differ("the receipt", &part.receipt, &row.receipt),
+                differ("a refund by the gateway", part.by_gateway, row.method == "GATEWAY"),
+                differ("the day of the sale", &part.day, row.day.clone().unwrap_or_default()),
+                differ("the state of the refund", "REFUNDED", &row.status).filter(|_| !is_due),
+            ]
+        }
+        Body::RefundEnded { receipt, refunds, .. } => vec![
+            differ("the receipt", receipt, &row.receipt),
+            differ("the state of the refund", "REFUNDED", &row.status),
+            differ("the end of the refund", at, row.ended_at.unwrap_or_default()),
+            (*refunds > i64::from(row.refunds))
+                .then(|| format!("{refunds} parts were refunded, and in PostgreSQL {}", row.refunds)),
+        ],
+        _ => Vec::new(),
+    }
+}
+
 /// The discrepancies of a decision about an order. The order may have been decided about again since.
 fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -> Vec<Option<String>> {
     fn shown<T: ToString>(value: Option<T>) -> String {
         value.map(|value| value.to_string()).unwrap_or_default()
     }
     let (at, receipt) = (event.at.0, shown(row.receipt.as_ref()));
-    let lines = |lines: &[_]| differ("the lines", sorted(&pack_lines(lines)), sorted(&row.lines));
+    let lines = |lines: &[_], of: &str| differ("the lines", sorted(&pack_lines(lines)), sorted(of));
     let coupon = shown(row.coupon_id);
     match &event.body {
         Body::OrderPlaced(placed) => vec![
-            lines(&placed.lines),
+            lines(&placed.lines, &row.ordered),
             differ("the user", placed.user.get(), row.user_id),
             differ("the total", placed.total, row.total),
             differ("the discount", placed.discount, row.discount),
@@ -346,7 +390,7 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
             // A refund, or the gateway's word after an operator's, may bring another transaction.
             let is_final = resolution.is_none() && matches!(row.payment_status.as_deref(), Some("PAID" | "REFUND_DUE"));
             vec![
-                lines(&paid.lines),
+                lines(&paid.lines, &row.ordered),
                 differ("the user", paid.user.get(), row.user_id),
                 differ("the payment", paid.payment.get(), shown(row.payment_id)),
                 differ("the type of its payment", paid.payment_type.as_str(), shown(row.payment_type.as_ref())),
@@ -367,10 +411,20 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
         Body::OrderClosed(closed) => {
             let was_paid = closed.from == OrderStatus::Paid;
             vec![
-                lines(&closed.lines),
+                lines(&closed.lines, &row.lines),
                 differ("the user", closed.user.get(), row.user_id),
                 differ("whether it was paid", was_paid, row.paid_at.is_some()),
                 differ("the status", closed.status.as_str(), &row.status),
+                differ(
+                    "the operator",
+                    shown(closed.operator.as_ref().map(|(operator, _)| operator)),
+                    shown(row.refunded_by.as_ref()),
+                ),
+                differ(
+                    "the operator's reason",
+                    shown(closed.operator.as_ref().map(|(_, reason)| reason)),
+                    shown(row.refunded_because.as_ref()),
+                ),
                 differ("the reason of its end", closed.reason.as_str(), shown(row.close_reason.as_ref())),
                 differ("the time of its end", at, shown(row.closed_at)),
                 differ("the coupon", shown(closed.coupon), coupon),

@@ -81,6 +81,7 @@ pub(super) fn changed_balances(body: &Body) -> Vec<(i64, i64)> {
         Body::BalanceCharged(entry) => Some(entry),
         Body::OrderPaid(paid) => paid.entry.as_ref(),
         Body::OrderClosed(closed) => closed.entry.as_ref(),
+        Body::OrderRefunded(part) => part.entry.as_ref(),
         Body::UsersCreated { first, step, count, balance, .. } if *balance > 0 => {
             return (0..*count).map(|n| (first.get().saturating_add(n.saturating_mul(*step)), 1)).collect();
         }

@@ -6,7 +6,7 @@ use super::delta::Delta;
 use crate::{
     model::{
         CouponId, Millis, OrderStatus, RECORD_TTL_MS,
-        event::{Body, OrderPlaced, pack_lines},
+        event::{Body, OrderPlaced, OrderRefunded, pack_lines},
     },
     postgres::snapshot::{
         AllotmentRow, CampaignRow, CouponRow, OrderRow, PartitionStockRow, ProductRow, RecordRow, RemoteCouponRow,
@@ -46,6 +46,7 @@ pub(super) fn expected_limits(rows: Vec<UserLimitRow>, since: &Delta) -> HashMap
         let (user, lines, sign) = match &event.body {
             Body::OrderPlaced(placed) => (placed.user, &placed.lines, 1),
             Body::OrderClosed(closed) => (closed.user, &closed.lines, -1),
+            Body::OrderRefunded(part) => (part.user, &part.lines, -1),
             _ => continue,
         };
         for (line, limit) in lines.iter().filter_map(|line| Some((line, line.limit?))) {
@@ -100,6 +101,7 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             held: 0,
             sold: 0,
             withheld: 0,
+            quarantined: 0,
             allotted: 0,
             stocked: 0,
             price_version: NumberedPrice::first(new.price, new.terms).version,
@@ -122,6 +124,7 @@ pub(super) fn expected_products(rows: Vec<ProductRow>, since: &Delta) -> HashMap
             row.held += units.held;
             row.sold += units.sold;
             row.withheld += units.withheld;
+            row.quarantined += units.quarantined;
             row.allotted += units.allotted;
             row.stocked += units.stocked;
         });
@@ -175,7 +178,8 @@ pub(super) fn evictable_orders(rows: &[OrderRow], since: &Delta) -> HashSet<i64>
             Body::PaymentStarted(started) => started.order,
             Body::OrderPaid(paid) => paid.order,
             Body::OrderClosed(closed) => closed.order,
-            Body::PaymentEnded { order, .. } => *order,
+            Body::OrderRefunded(part) => part.order,
+            Body::PaymentEnded { order, .. } | Body::RefundEnded { order, .. } => *order,
             Body::PaymentResolved(resolved) => resolved.order,
             _ => continue,
         };
@@ -199,6 +203,17 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
             order.day = state.sold_on.map(|day| day.format(DAY_FORMAT).to_string()).or(order.day.take());
         });
     }
+    for event in &since.events {
+        match &event.body {
+            Body::OrderRefunded(part) => {
+                orders.entry(part.order.get()).and_modify(|order| refund_part(order, part, event.at));
+            }
+            Body::RefundEnded { order, part, .. } => {
+                orders.entry(order.get()).and_modify(|order| end_part(order, *part));
+            }
+            _ => {}
+        }
+    }
     for new in &since.batch.new_payments {
         orders.entry(new.order).and_modify(|order| {
             order.payment_id = Some(new.id);
@@ -220,6 +235,23 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
     orders
 }
 
+/// Refunds a part of an order.
+fn refund_part(order: &mut OrderRow, part: &OrderRefunded, at: Millis) {
+    order.lines = pack_lines(&part.left);
+    order.refunded += part.amount;
+    order.refunds += 1;
+    if part.by_gateway && part.amount > 0 {
+        let due = format!("{}:{}:{}", part.part, part.amount, at.0);
+        order.due = if order.due.is_empty() { due } else { format!("{},{due}", order.due) };
+    }
+}
+
+/// Ends a part that the gateway has refunded.
+fn end_part(order: &mut OrderRow, part: i64) {
+    let number = format!("{part}:");
+    order.due = order.due.split(',').filter(|due| !due.starts_with(&number)).collect::<Vec<_>>().join(",");
+}
+
 /// An order that was only placed.
 fn placed_order(placed: &OrderPlaced, at: Millis) -> OrderRow {
     OrderRow {
@@ -237,6 +269,12 @@ fn placed_order(placed: &OrderPlaced, at: Millis) -> OrderRow {
         ended_at: None,
         day: None,
         lines: pack_lines(&placed.lines),
+        ordered: pack_lines(&placed.lines),
+        refunded: 0,
+        refunds: 0,
+        due: String::new(),
+        refunded_by: None,
+        refunded_because: None,
         payment_id: None,
         payment_type: None,
         method: None,
@@ -259,6 +297,7 @@ pub(super) fn expected_partition_stock(rows: Vec<PartitionStockRow>, since: &Del
         row.held += units.held;
         row.sold += units.sold;
         row.withheld += units.withheld;
+        row.quarantined += units.quarantined;
     }
     for (id, transfer) in &since.batch.transfers {
         let row = stock.entry(*id).or_default();

@@ -49,6 +49,7 @@ impl Audit {
                 KeyKind::Held,
                 KeyKind::Sold,
                 KeyKind::Withheld,
+                KeyKind::Quarantined,
                 KeyKind::Freed,
                 KeyKind::Received,
                 KeyKind::Returned,

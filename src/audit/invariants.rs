@@ -24,7 +24,7 @@ struct Invariant {
     wrong: &'static str,
 }
 
-const INVARIANTS: [Invariant; 14] = [
+const INVARIANTS: [Invariant; 15] = [
     Invariant {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -46,43 +46,47 @@ const INVARIANTS: [Invariant; 14] = [
                 WHERE balance <> coalesce(sum, 0) OR balance < 0",
     },
     Invariant {
-        name: "products: stocked = on sale + held + sold + withheld + with other partitions",
+        name: "products: stocked = on sale + held + sold + withheld + quarantined + with other partitions",
         noun: "products",
         count: "SELECT count(*) FROM products",
-        wrong: "SELECT format('product %s: %s + %s + %s + %s + %s is not %s', id, on_sale, held, sold, withheld, allotted, stocked)
-                    AS what
+        wrong: "SELECT format('product %s: %s + %s + %s + %s + %s + %s is not %s', id, on_sale, held, sold, withheld, quarantined,
+                    allotted, stocked) AS what
                 FROM products
-                WHERE on_sale + held + sold + withheld + allotted <> stocked
-                   OR least(on_sale, held, sold, withheld, allotted) < 0
+                WHERE on_sale + held + sold + withheld + quarantined + allotted <> stocked
+                   OR least(on_sale, held, sold, withheld, quarantined, allotted) < 0
                    OR allotted <> coalesce((SELECT sum(a.allotted - a.regained - a.recovered) FROM allotments AS a
                                             WHERE product_id = id), 0)",
     },
     Invariant {
-        name: "units of other partitions: received = on sale + held + sold + withheld + given back",
+        name: "units of other partitions: received = on sale + held + sold + withheld + quarantined + given back",
         noun: "products by partition",
         count: "SELECT count(*) FROM partition_stock",
-        wrong: "SELECT format('product %s in partition %s: %s + %s + %s + %s is not %s - %s - %s', product_id, partition, on_sale, held,
-                    sold, withheld, received, returned, surrendered) AS what
+        wrong: "SELECT format('product %s in partition %s: %s + %s + %s + %s + %s is not %s - %s - %s', product_id, partition, on_sale,
+                    held, sold, withheld, quarantined, received, returned, surrendered) AS what
                 FROM partition_stock
-                WHERE on_sale + held + sold + withheld <> received - returned - surrendered
-                   OR least(on_sale, held, sold, withheld) < 0",
+                WHERE on_sale + held + sold + withheld + quarantined <> received - returned - surrendered
+                   OR least(on_sale, held, sold, withheld, quarantined) < 0",
     },
     Invariant {
-        name: "products: held and sold are the lines of PENDING and PAID orders",
+        name: "products: held, sold and quarantined are the lines of PENDING, PAID and refunded orders",
         noun: "products by partition",
         count: "SELECT (SELECT count(*) FROM products) + (SELECT count(*) FROM partition_stock)",
-        wrong: "SELECT format('product %s: held %s of %s, sold %s of %s in partition %s', product_id, s.held,
-                    coalesce(l.held, 0), s.sold, coalesce(l.sold, 0), partition) AS what
+        wrong: "SELECT format('product %s: held %s of %s, sold %s of %s, quarantined %s of %s in partition %s', product_id,
+                    s.held, coalesce(l.held, 0), s.sold, coalesce(l.sold, 0), s.quarantined, coalesce(l.quarantined, 0),
+                    partition) AS what
                 FROM (
-                    SELECT id AS product_id, (id % $1)::integer AS partition, held, sold FROM products
-                    UNION ALL SELECT product_id, partition, held, sold FROM partition_stock) AS s
+                    SELECT id AS product_id, (id % $1)::integer AS partition, held, sold, quarantined FROM products
+                    UNION ALL SELECT product_id, partition, held, sold, quarantined FROM partition_stock) AS s
                 FULL JOIN (
                     SELECT product_id, (id % $1)::integer AS partition,
                         coalesce(sum(quantity) FILTER (WHERE status = 'PENDING'), 0) AS held,
-                        coalesce(sum(quantity) FILTER (WHERE status = 'PAID'), 0) AS sold
-                    FROM orders JOIN order_lines ON order_id = id WHERE status IN ('PENDING', 'PAID') GROUP BY 1, 2) AS l
+                        coalesce(sum(quantity - l.refunded) FILTER (WHERE status = 'PAID'), 0) AS sold,
+                        sum(quarantined) AS quarantined
+                    FROM orders JOIN order_lines AS l ON order_id = id
+                    WHERE status IN ('PENDING', 'PAID') OR quarantined > 0 GROUP BY 1, 2) AS l
                     USING (product_id, partition)
-                WHERE (coalesce(s.held, 0), coalesce(s.sold, 0)) <> (coalesce(l.held, 0), coalesce(l.sold, 0))",
+                WHERE (coalesce(s.held, 0), coalesce(s.sold, 0), coalesce(s.quarantined, 0))
+                    <> (coalesce(l.held, 0), coalesce(l.sold, 0), coalesce(l.quarantined, 0))",
     },
     Invariant {
         // A group has the limit that its first product gave it.
@@ -132,7 +136,8 @@ const INVARIANTS: [Invariant; 14] = [
                 FROM orders AS o LEFT JOIN payments AS p ON p.order_id = o.id
                 LEFT JOIN LATERAL (
                     SELECT count(*) FILTER (WHERE transaction_type = 'PAYMENT' AND amount = final_price) AS paid,
-                        count(*) FILTER (WHERE transaction_type = 'REFUND' AND amount = final_price) AS refunded,
+                        count(*) FILTER (WHERE transaction_type = 'REFUND') AS refunds,
+                        coalesce(sum(amount) FILTER (WHERE transaction_type = 'REFUND'), 0) AS refunded,
                         count(*) AS entries
                     FROM balance_entries AS e WHERE e.user_id = o.user_id AND e.order_id = o.id) AS e ON true
                 WHERE (o.paid_at IS NOT NULL AND (p.id IS NULL OR p.amount <> o.final_price
@@ -141,9 +146,41 @@ const INVARIANTS: [Invariant; 14] = [
                         AND p.method = 'BALANCE')
                    OR (p.status IN ('UNCONFIRMED', 'DISPUTED') AND (p.method <> 'GATEWAY' OR p.resolved_by IS NULL))
                    OR e.paid <> CASE WHEN p.method = 'BALANCE' AND o.paid_at IS NOT NULL AND o.final_price > 0 THEN 1 ELSE 0 END
-                   OR e.refunded <> CASE WHEN p.method = 'BALANCE' AND o.close_reason = 'REFUNDED' AND o.final_price > 0
-                                         THEN 1 ELSE 0 END
-                   OR e.entries <> e.paid + e.refunded",
+                   OR e.refunded <> CASE WHEN p.method <> 'BALANCE' THEN 0 WHEN o.close_reason = 'REFUNDED' THEN o.final_price
+                                         ELSE o.refunded END
+                   OR e.refunds <> CASE WHEN p.method = 'BALANCE' THEN
+                           (SELECT count(*) FROM order_refunds AS r WHERE o.refunds > 0 AND r.order_id = o.id AND r.amount > 0)
+                               + CASE WHEN o.close_reason = 'REFUNDED' AND o.final_price > o.refunded THEN 1 ELSE 0 END
+                       ELSE 0 END
+                   OR e.entries <> e.paid + e.refunds",
+    },
+    Invariant {
+        name: "refunds: the parts of each order are its refunded units, and their share of its price",
+        noun: "orders",
+        count: "SELECT count(*) FROM orders WHERE refunds > 0",
+        wrong: "SELECT format('order %s: %s parts of %s won, refunded %s of %s in %s parts', o.id, o.refunds, o.refunded, r.amount,
+                    l.share, r.parts) AS what
+                FROM orders AS o LEFT JOIN LATERAL (
+                    SELECT count(*) AS parts, coalesce(sum(amount), 0) AS amount, coalesce(max(part), 0) AS last,
+                        count(*) FILTER (WHERE r.status = 'REFUND_DUE') AS due
+                    FROM order_refunds AS r WHERE r.order_id = o.id) AS r ON true
+                LEFT JOIN LATERAL (
+                    SELECT coalesce(div(o.final_price::numeric * sum(l.refunded * price), NULLIF(o.total, 0)), 0) AS share,
+                        sum(l.refunded) AS refunded, sum(quantity) AS quantity
+                    FROM order_lines AS l WHERE l.order_id = o.id) AS l ON true
+                LEFT JOIN LATERAL (
+                    SELECT coalesce(sum(split_part(line, ':', 2)::bigint), 0) AS units
+                    FROM order_refunds AS r, string_to_table(r.lines, ',') AS line WHERE r.order_id = o.id) AS u ON true
+                WHERE o.id IN (SELECT id FROM orders WHERE refunds > 0 OR refunded > 0
+                               UNION SELECT order_id FROM order_lines WHERE refunded > 0)
+                   AND (r.parts <> o.refunds OR r.last <> o.refunds OR r.amount <> o.refunded OR l.share <> o.refunded
+                        OR u.units <> l.refunded OR l.refunded >= l.quantity
+                        OR NOT (o.status = 'PAID' OR o.close_reason = 'REFUNDED')
+                        OR (r.due > 0 AND NOT EXISTS (
+                            SELECT FROM payments AS p WHERE p.order_id = o.id AND p.method = 'GATEWAY')))
+                UNION ALL
+                SELECT format('order %s: there is no order of its part %s', order_id, part) FROM order_refunds AS r
+                WHERE NOT EXISTS (SELECT FROM orders WHERE id = r.order_id AND refunds > 0)",
     },
     Invariant {
         name: "coupons: each says what its order says",

@@ -16,6 +16,9 @@ pub struct ShopConfig {
     /// Seconds that an unpaid order holds its stock and coupon
     #[arg(long, env = "ORDER_HOLD_SECONDS", default_value_t = 600, value_parser = clap::value_parser!(i64).range(1..=31_536_000))]
     pub order_hold_seconds: i64,
+    /// Seconds from its payment in which a user may refund an order; operators may at any time
+    #[arg(long, env = "REFUND_WINDOW_SECONDS", default_value_t = 604_800, value_parser = clap::value_parser!(i64).range(0..=315_360_000))]
+    pub refund_window_seconds: i64,
     /// The maximum number of PENDING orders of one user
     #[arg(long, env = "MAX_OPEN_ORDERS_PER_USER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_open_orders_per_user: u32,

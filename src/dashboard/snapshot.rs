@@ -154,6 +154,8 @@ pub struct HotProduct<'a> {
     held: i64,
     sold: i64,
     withheld: i64,
+    /// Refunded units that stay off sale.
+    quarantined: i64,
     sale_status: SaleStatus,
     /// The limit of units per user.
     limit_per_user: Option<i64>,
@@ -161,8 +163,19 @@ pub struct HotProduct<'a> {
 
 impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
     fn from(product: &'a ShelvedProduct) -> Self {
-        let ShelvedProduct { product_id, name, category, price, on_sale, held, sold, withheld, terms, read_at } =
-            product;
+        let ShelvedProduct {
+            product_id,
+            name,
+            category,
+            price,
+            on_sale,
+            held,
+            sold,
+            withheld,
+            quarantined,
+            terms,
+            read_at,
+        } = product;
         HotProduct {
             product_id: product_id.get(),
             product_name: name,
@@ -172,6 +185,7 @@ impl<'a> From<&'a ShelvedProduct> for HotProduct<'a> {
             held: *held,
             sold: *sold,
             withheld: *withheld,
+            quarantined: *quarantined,
             sale_status: terms.status(*on_sale, *read_at),
             limit_per_user: terms.limit_per_user,
         }

@@ -22,6 +22,7 @@ mod operators;
 mod orders;
 mod payment_outcomes;
 mod payments;
+mod refunds;
 mod sales;
 pub mod sold_out;
 mod stats;
@@ -58,6 +59,7 @@ pub struct Engine {
     clock: Clock,
     zone: Tz,
     hold_ms: i64,
+    refund_window_ms: i64,
     max_open_orders: u32,
     max_balance: Won,
     gateways: Gateways,
@@ -95,6 +97,7 @@ impl Engine {
             clock,
             zone: shop.time_zone,
             hold_ms: shop.order_hold_seconds * 1000,
+            refund_window_ms: shop.refund_window_seconds * 1000,
             max_open_orders: shop.max_open_orders_per_user,
             max_balance: shop.max_balance,
             gateways,

@@ -1,18 +1,14 @@
-//! Orders: place, read, cancel.
+//! Orders: place, read, close.
 
 use std::collections::HashMap;
 
-use chrono::NaiveDate;
 use uuid::Uuid;
 
 use super::*;
 use crate::redis::{
-    commands::{Checkout, CloseOrder, Closed, Closing, CouponTerms, DAY_FORMAT, PlaceOrder, Placement},
+    commands::{Checkout, CloseOrder, Closed, Closing, CouponTerms, PlaceOrder, Placement},
     records::OrderRecord,
 };
-
-/// The number of attempts to close an order that changes concurrently.
-const CLOSE_ATTEMPTS: usize = 5;
 
 impl Engine {
     /// Places an order, and pays it if it names a payment type. Until it is paid it is PENDING, and holds its stock and its coupon.
@@ -139,43 +135,6 @@ impl Engine {
         found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
     }
 
-    /// Cancels a PENDING order of this user, or refunds a PAID one by its payment type.
-    ///
-    /// # Errors
-    /// [`Error::OrderNotFound`]; [`Error::OrderAlreadyClosed`]; [`Error::InProgress`] while a gateway payment is in progress.
-    pub async fn cancel_order(&self, call: &Call, order: OrderId, user: UserId) -> Outcome<Order> {
-        self.check_owner(call, order, user).await?;
-        // Check the key before the order: it may belong to another request.
-        self.store.check_key(call, self.store.owner(order.get())).await?;
-        for _ in 0..CLOSE_ATTEMPTS {
-            let found = self.archive.find(order).await?.filter(|found| found.record.order.user_id == user);
-            let found = found.ok_or(Error::OrderNotFound)?;
-            let paid = found.record.order.status == OrderStatus::Paid;
-            if paid && !self.archive.restore(&found).await? {
-                continue;
-            }
-            let record = &found.record;
-            match self.close(call, record, by_user(record)).await {
-                Ok(Some(closed)) => {
-                    let order = Order {
-                        status: closed.value.status,
-                        closed_at: closed.value.closed_at,
-                        close_reason: Some(closed.value.reason),
-                        ..found.record.order
-                    };
-                    return Ok(Reply { value: order, replayed: closed.replayed });
-                }
-                // The order changed after the read: try again.
-                Ok(None) => {}
-                Err(Error::OrderNotFound) if paid => {}
-                // The order is archived, and this request is no repeat of the one that closed it.
-                Err(Error::OrderNotFound) if found.is_archived() => return Err(Error::OrderAlreadyClosed),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Error::InProgress)
-    }
-
     /// Closes an order. `None` if the order differs from the record.
     pub(super) async fn close(
         &self,
@@ -187,15 +146,9 @@ impl Engine {
         let (order, user) = (record.order.order_id, record.order.user_id);
         let close = CloseOrder { order_id: order, user_id: user, closing };
         let Some(closed) = self.store.order_close(call, &close).await? else { return Ok(None) };
-        if closed.value.reason == CloseReason::Refunded {
+        if closed.value.reason == Some(CloseReason::Refunded) {
             self.popular.sold();
         }
         Ok(Some(closed))
     }
-}
-
-/// The closing of an order by its user: a cancellation or, if the record has a day of sale, a refund.
-fn by_user(record: &OrderRecord) -> Closing {
-    let paid_on = record.day.as_deref().and_then(|day| NaiveDate::parse_from_str(day, DAY_FORMAT).ok());
-    Closing::Cancel { paid_on }
 }

@@ -34,7 +34,9 @@ impl Engine {
             total += count;
             payments.extend(orders.into_iter().filter_map(|record| {
                 let gateway = record.gateway?;
+                let part = record.due.first();
                 let state = match gateway.state {
+                    _ if part.is_some() => GatewayState::RefundDue.as_str(),
                     GatewayState::Ended => return None,
                     open => open.as_str(),
                 };
@@ -42,10 +44,10 @@ impl Engine {
                     order_id: record.order.order_id,
                     user_id: record.order.user_id,
                     payment_type: gateway.payment_type,
-                    amount: record.order.final_price,
+                    amount: part.map_or(record.order.left_price, |part| part.amount),
                     receipt: gateway.receipt,
                     state,
-                    since: gateway.since,
+                    since: part.map_or(gateway.since, |part| part.since),
                     queries: gateway.queries,
                     last_answer: gateway.last_answer,
                 })

@@ -10,11 +10,11 @@ use uuid::Uuid;
 
 use super::{backoff::Pause, *};
 use crate::{
-    gateway::{CancelOutcome, Charge, PayOutcome, PaymentGateway, StatusOutcome},
+    gateway::{CancelOutcome, Charge, PartToCancel, PayOutcome, PaymentGateway, StatusOutcome},
     redis::{
         commands::{BeginPayment, Closing, PayOrder, PaymentFinish, Settled},
         queries::due::DuePayment,
-        records::{GatewayRecord, GatewayState, OrderRecord},
+        records::{DuePart, GatewayRecord, GatewayState, OrderRecord},
     },
 };
 
@@ -201,7 +201,10 @@ impl Engine {
         let lease = now.plus(self.gateway_timeout_ms * CALLS_PER_CHECK + RESOLVE_AFTER_MS);
         self.store.postpone_payment(due, lease).await?;
         let Some(record) = self.store.order(order).await? else { return Ok(()) };
-        let Some(payment) = record.gateway.clone() else { return Ok(()) };
+        let Some(mut payment) = record.gateway.clone() else { return Ok(()) };
+        if let Some(part) = record.due.first() {
+            payment.since = part.since;
+        }
         let Some(gateway) = self.gateways.get(payment.payment_type).cloned() else {
             tracing::error!(%order, kind = %payment.payment_type, "a payment's gateway is no longer configured");
             return self.query_later(&record, &payment, "no gateway is configured for this payment type").await;
@@ -213,6 +216,9 @@ impl Engine {
             amount: record.order.final_price,
         };
         let check = PaymentCheck { record: &record, payment: &payment, gateway: &*gateway, charge };
+        if let Some(part) = record.due.first() {
+            return self.refund_part(&check, part).await;
+        }
         match payment.state {
             GatewayState::Started => self.resolve(&check).await,
             GatewayState::Watched => self.watch(&check).await,
@@ -229,7 +235,7 @@ impl Engine {
         let call = Call::new(describe(payment), payment.key.clone());
         let now = self.store.now(self.store.owner(order.order_id.get()));
         let declined = match check.status().await {
-            StatusOutcome::Approved { transaction_id } => {
+            StatusOutcome::Approved { transaction_id, .. } => {
                 let new = NewPayment {
                     order_id: order.order_id,
                     user_id: order.user_id,
@@ -285,7 +291,7 @@ impl Engine {
         let now = self.store.now(self.store.owner(record.order.order_id.get()));
         let known_for = now.0 - payment.started_at.0;
         let (last_answer, contradicts) = match check.status().await {
-            StatusOutcome::Approved { transaction_id } => {
+            StatusOutcome::Approved { transaction_id, .. } => {
                 let finish = PaymentFinish::Settled { transaction: transaction_id };
                 return self.finish_payment(record, payment, &finish).await;
             }
@@ -310,6 +316,14 @@ impl Engine {
     /// the refund clearly, the status of the payment decides.
     async fn refund(&self, check: &PaymentCheck<'_>, reason: &str, taken: Option<Won>) -> Result<(), Error> {
         let PaymentCheck { record, payment, gateway, charge } = check;
+        let rest = record.order.left_price;
+        if rest < charge.amount && payment.state == GatewayState::RefundDue {
+            // Parts of the order were refunded before: this is the last one.
+            return match self.cancel_part(check, rest, charge.amount).await {
+                Ok(()) => self.finish_payment(record, payment, &PaymentFinish::Refunded).await,
+                Err(last_answer) => self.query_later(record, payment, &last_answer).await,
+            };
+        }
         let mut amounts = vec![taken.unwrap_or(charge.amount), charge.amount];
         amounts.dedup();
         let mut last_answer = String::new();
@@ -336,6 +350,56 @@ impl Engine {
         }
         tracing::warn!(order = %record.order.order_id, last_answer, "a gateway has not refunded a payment yet");
         self.query_later(record, payment, &last_answer).await
+    }
+
+    /// Refunds the earliest part of an order that its gateway has not refunded yet.
+    async fn refund_part(&self, check: &PaymentCheck<'_>, part: &DuePart) -> Result<(), Error> {
+        let PaymentCheck { record, payment, .. } = check;
+        match self.cancel_part(check, part.amount, part.total).await {
+            Ok(()) => {
+                let call = Call::new(describe(payment), None);
+                let of = (record.order.order_id, record.order.user_id);
+                self.store.refund_finish(&call, of, &payment.receipt, part.number).await.map(drop)
+            }
+            Err(last_answer) => {
+                tracing::warn!(order = %record.order.order_id, part = part.number, last_answer, "a gateway has not refunded a part yet");
+                self.query_later(record, payment, &last_answer).await
+            }
+        }
+    }
+
+    /// Has the gateway refund `amount` won, with which it has refunded `total` of the payment. It is asked first whether it has: the
+    /// reply to an earlier request may be lost. A gateway that does not say what it has refunded recognises the repeat by its key.
+    /// The error is the last answer of a gateway that has not confirmed the refund.
+    async fn cancel_part(&self, check: &PaymentCheck<'_>, amount: Won, total: Won) -> Result<(), String> {
+        let PaymentCheck { record, payment, gateway, .. } = check;
+        let mut last_answer = None;
+        // Nothing is left to refund of an order whose other lines cost nothing.
+        while amount > 0 {
+            let left = match check.status().await {
+                StatusOutcome::Approved { cancelled: Some(cancelled), .. } => total - cancelled,
+                StatusOutcome::Approved { cancelled: None, .. } | StatusOutcome::Unacceptable { .. } => amount,
+                // The gateway has refunded all of it.
+                StatusOutcome::Declined { .. } => 0,
+                StatusOutcome::NotFound if self.is_watched_enough(record.order.order_id, payment) => 0,
+                StatusOutcome::NotFound => return Err(NOT_FOUND.to_owned()),
+                StatusOutcome::Unknown { why } => return Err(why),
+            };
+            if left <= 0 {
+                break;
+            }
+            if let Some(last_answer) = last_answer {
+                return Err(last_answer);
+            }
+            let part =
+                PartToCancel { merchant_uid: &payment.receipt, amount: amount.min(left), total, reason: REFUND_REASON };
+            last_answer = match gateway.cancel_part(&describe(payment), &part).await {
+                CancelOutcome::Cancelled => break,
+                CancelOutcome::NotFound => Some(NOT_FOUND.to_owned()),
+                CancelOutcome::Unknown { why } => Some(why),
+            };
+        }
+        Ok(())
     }
 
     /// Whether the watch of a payment that the gateway does not know is over.

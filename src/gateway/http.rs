@@ -19,7 +19,8 @@ use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
 use super::{
-    CancelOutcome, Charge, GatewayConfigError, HttpGatewayConfig, PayOutcome, PaymentGateway, StatusOutcome, reply,
+    CancelOutcome, Charge, GatewayConfigError, HttpGatewayConfig, PartToCancel, PayOutcome, PaymentGateway,
+    StatusOutcome, reply,
 };
 use crate::{
     model::{PaymentType, Won},
@@ -28,6 +29,9 @@ use crate::{
 
 /// The header with the id of the request that needs the call.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The header with the key of a part to refund: the same in every repeat.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The time limit of opening a connection. A healthy gateway answers a SYN and a TLS handshake well within it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -159,6 +163,39 @@ impl HttpGateway {
         };
         span.ends(reply)
     }
+
+    /// Sends a `POST {url}/payments/{merchant_uid}/cancel`.
+    async fn send_cancel(
+        &self,
+        request_id: &str,
+        merchant_uid: &str,
+        CancelBody { amount, reason }: CancelBody<'_>,
+        key: Option<String>,
+    ) -> CancelOutcome {
+        let reply = match self.payment_url(merchant_uid, &["cancel"]) {
+            Ok(url) => {
+                let mut request = self.client.post(url).json(&CancelBody { amount, reason });
+                if let Some(key) = &key {
+                    request = request.header(IDEMPOTENCY_KEY, key);
+                }
+                self.call(request_id, ("POST", "/payments/{merchantUid}/cancel"), request).await
+            }
+            Err(why) => Err(why),
+        };
+        let outcome = match reply {
+            Ok((status, body)) => reply::decode_cancel(status, &body),
+            Err(why) => CancelOutcome::Unknown { why },
+        };
+        match &outcome {
+            CancelOutcome::Unknown { why } => {
+                warn!(request_id, gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
+            }
+            known => {
+                debug!(request_id, gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel");
+            }
+        }
+        outcome
+    }
 }
 
 impl PaymentGateway for HttpGateway {
@@ -227,29 +264,12 @@ impl PaymentGateway for HttpGateway {
         amount: Won,
         reason: &'a str,
     ) -> BoxFuture<'a, CancelOutcome> {
-        async move {
-            let reply = match self.payment_url(merchant_uid, &["cancel"]) {
-                Ok(url) => {
-                    let request = self.client.post(url).json(&CancelBody { amount, reason });
-                    self.call(request_id, ("POST", "/payments/{merchantUid}/cancel"), request).await
-                }
-                Err(why) => Err(why),
-            };
-            let outcome = match reply {
-                Ok((status, body)) => reply::decode_cancel(status, &body),
-                Err(why) => CancelOutcome::Unknown { why },
-            };
-            match &outcome {
-                CancelOutcome::Unknown { why } => {
-                    warn!(request_id, gateway = %self.kind, merchant_uid, amount, why, "payment cancel: unknown");
-                }
-                known => {
-                    debug!(request_id, gateway = %self.kind, merchant_uid, amount, outcome = ?known, "payment cancel");
-                }
-            }
-            outcome
-        }
-        .boxed()
+        self.send_cancel(request_id, merchant_uid, CancelBody { amount, reason }, None).boxed()
+    }
+
+    fn cancel_part<'a>(&'a self, request_id: &'a str, part: &'a PartToCancel<'a>) -> BoxFuture<'a, CancelOutcome> {
+        let body = CancelBody { amount: part.amount, reason: part.reason };
+        self.send_cancel(request_id, part.merchant_uid, body, Some(part.key())).boxed()
     }
 }
 

@@ -51,8 +51,8 @@ pub enum PayOutcome {
 /// The outcome of a query about an earlier payment request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StatusOutcome {
-    /// As [`PayOutcome::Approved`].
-    Approved { transaction_id: String },
+    /// As [`PayOutcome::Approved`]. `cancelled`: what the gateway has refunded of it in all, if it says so.
+    Approved { transaction_id: String, cancelled: Option<Won> },
     /// As [`PayOutcome::Unacceptable`].
     Unacceptable { taken: Option<Won>, why: String },
     /// As [`PayOutcome::Declined`].
@@ -92,6 +92,26 @@ pub trait PaymentGateway: Send + Sync {
         amount: Won,
         reason: &'a str,
     ) -> BoxFuture<'a, CancelOutcome>;
+
+    /// Refunds a part of a payment, at most once.
+    fn cancel_part<'a>(&'a self, request_id: &'a str, part: &'a PartToCancel<'a>) -> BoxFuture<'a, CancelOutcome>;
+}
+
+/// A part of a payment to refund. Its uid and `total` name it: every repeat has the same key, and no other part has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartToCancel<'a> {
+    pub merchant_uid: &'a str,
+    pub amount: Won,
+    /// What is refunded of the payment with this part and all before it.
+    pub total: Won,
+    pub reason: &'a str,
+}
+
+impl PartToCancel<'_> {
+    /// The idempotency key of the request.
+    pub fn key(&self) -> String {
+        format!("{}-{}", self.merchant_uid, self.total)
+    }
 }
 
 /// The configuration of one gateway.

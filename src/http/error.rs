@@ -71,6 +71,7 @@ codes! {
     NotOnSale = CONFLICT "NOT_ON_SALE" "지금은 판매 중인 상품이 아닙니다.";
     PurchaseLimitExceeded = CONFLICT "PURCHASE_LIMIT_EXCEEDED" "1인당 구매 가능 수량을 초과했습니다.";
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
+    RefundWindowClosed = CONFLICT "REFUND_WINDOW_CLOSED" "환불 가능 기간이 지났습니다.";
     NoPaymentUnderWay = CONFLICT "NO_PAYMENT_UNDER_WAY" "진행 중인 결제가 없는 주문입니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
@@ -140,6 +141,7 @@ impl From<&Error> for Code {
             Error::OrderNotFound => Code::OrderNotFound,
             Error::OrderAlreadyPaid => Code::OrderAlreadyPaid,
             Error::OrderAlreadyClosed => Code::OrderAlreadyClosed,
+            Error::RefundWindowClosed => Code::RefundWindowClosed,
             Error::NoPaymentUnderWay => Code::NoPaymentUnderWay,
             Error::UserNotFound => Code::UserNotFound,
             Error::InvalidAmount => Code::InvalidAmount,

@@ -24,6 +24,9 @@ pub enum Error {
     /// Extension: the order to cancel is already CANCELLED or FAILED.
     #[error("the order is closed already")]
     OrderAlreadyClosed,
+    /// Extension: the time in which its user may refund the order is over.
+    #[error("the order may no longer be refunded by its user")]
+    RefundWindowClosed,
     /// Extension: an operator resolved a payment that is not in progress.
     #[error("no payment of the order is under way")]
     NoPaymentUnderWay,

@@ -65,6 +65,51 @@ pub struct Order {
     pub payment: Option<OrderPayment>,
     pub closed_at: Option<Millis>,
     pub close_reason: Option<CloseReason>,
+    /// The units that no part of it has refunded, and the rest of what was paid for them. A refund of what is left changes neither.
+    pub left: Vec<OrderLine>,
+    pub left_price: Won,
+}
+
+impl Order {
+    /// The refunded units of one of its lines.
+    pub fn refunded_quantity(&self, line: &OrderLine) -> i64 {
+        let left = self.left.iter().find(|left| left.product_id == line.product_id).map_or(0, |left| left.quantity);
+        line.quantity - if self.is_refunded() { 0 } else { left }
+    }
+
+    /// What was refunded of its price.
+    pub fn refunded_price(&self) -> Won {
+        self.final_price - if self.is_refunded() { 0 } else { self.left_price }
+    }
+
+    fn is_refunded(&self) -> bool {
+        self.close_reason == Some(CloseReason::Refunded)
+    }
+}
+
+/// The share of `paid` won that lines worth `value` of `total` won have, rounded down; 0 of an order without value.
+pub fn share_of(paid: Won, value: Won, total: Won) -> Won {
+    let wide = |won: Won| i128::from(won);
+    i64::try_from((wide(paid) * wide(value)).checked_div(wide(total)).unwrap_or_default()).unwrap_or(Won::MAX)
+}
+
+/// A part of an order to refund, or all that is left of it.
+#[derive(Clone, Debug)]
+pub struct NewRefund {
+    /// Distinct products with 1–[`MAX_LINE_QUANTITY`] units each; `None` for all that is left.
+    pub lines: Option<Vec<(ProductId, i64)>>,
+    pub terms: RefundTerms,
+}
+
+/// Who refunds an order, and what becomes of its units.
+#[derive(Clone, Debug)]
+pub struct RefundTerms {
+    /// How long after its payment the order may be refunded, ms; `None` for any time.
+    pub within_ms: Option<i64>,
+    /// Whether the units come back on sale.
+    pub restock: bool,
+    /// The operator who refunds the order, and the reason.
+    pub operator: Option<(String, String)>,
 }
 
 /// The payment that settled an order.

@@ -44,6 +44,8 @@ pub struct ShelvedProduct {
     pub sold: i64,
     /// Units that a rebuild keeps off sale.
     pub withheld: i64,
+    /// Refunded units that stay off sale.
+    pub quarantined: i64,
     pub terms: SaleTerms,
     /// When it was read, by the store's clock.
     pub read_at: Millis,

@@ -1,6 +1,6 @@
 //! The history of one user or one order, from both stores.
 
-use super::{Balance, BalanceEntry, DeadLetter, Millis, Order, OrderStatus, Page, UserCoupon, Won};
+use super::{Balance, BalanceEntry, DeadLetter, Millis, Order, OrderLine, OrderStatus, Page, UserCoupon, Won};
 
 /// A user's timeline.
 #[derive(Clone, Debug)]
@@ -48,9 +48,29 @@ pub struct OrderTrace {
     pub paid_at: Option<Millis>,
     pub closed_at: Option<Millis>,
     pub close_reason: Option<String>,
+    /// The operator who refunded what was left, and the reason.
+    pub refunded_by: Option<(String, String)>,
     pub payment: Option<PaymentTrace>,
+    /// The refunded parts, the newest first, up to a bound.
+    pub refunds: Vec<RefundTrace>,
     /// The order's changes of its user's balance: `entry_no`, kind, amount and time.
     pub entries: Vec<(i64, String, Won, Millis)>,
+}
+
+/// A refunded part of an order.
+#[derive(Clone, Debug)]
+pub struct RefundTrace {
+    /// Its number, from 1.
+    pub part: i32,
+    pub amount: Won,
+    pub lines: Vec<OrderLine>,
+    /// The units stay off sale.
+    pub quarantined: bool,
+    /// The operator who refunded it, and the reason; `None` if its user did.
+    pub operator: Option<(String, String)>,
+    pub status: String,
+    pub refunded_at: Millis,
+    pub ended_at: Option<Millis>,
 }
 
 /// The history of an order's payment.

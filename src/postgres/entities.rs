@@ -71,6 +71,7 @@ entity! {
         paid_at: Option<DateTimeUtc>,
         closed_at: Option<DateTimeUtc>,
         close_reason: Option<String>,
+        refunded: i64,
     }
 }
 
@@ -85,6 +86,7 @@ entity! {
         price: i64,
         place: i32,
         limit_group: Option<String>,
+        refunded: i64,
     }
 }
 

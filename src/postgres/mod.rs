@@ -58,6 +58,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (21, "recovery progress", include_str!("../../migrations/0021_recovery_progress.sql")),
     (22, "sale terms", include_str!("../../migrations/0022_sale_terms.sql")),
     (23, "coupon conditions", include_str!("../../migrations/0023_coupon_conditions.sql")),
+    (24, "refunds", include_str!("../../migrations/0024_refunds.sql")),
     (25, "sales on the dashboard", include_str!("../../migrations/0025_sales_on_dashboard.sql")),
 ];
 

@@ -33,22 +33,28 @@ pub(super) use row;
 macro_rules! orders_sql {
     ($filter:literal) => {
         concat!(
-            "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, o.coupon_id,
+            "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, o.coupon_id, o.refunded, o.refunds, o.refunded_by, o.refunded_because,
                  (extract(epoch FROM o.placed_at) * 1000)::bigint AS placed_at,
                  (extract(epoch FROM o.expires_at) * 1000)::bigint AS expires_at,
                  (extract(epoch FROM o.closed_at) * 1000)::bigint AS closed_at, o.close_reason,
-                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at)) * 1000)::bigint AS ended_at,
+                 (extract(epoch FROM greatest(o.paid_at, o.closed_at, p.ended_at, r.ended_at)) * 1000)::bigint AS ended_at,
                  to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE $1)::date), 'YYYYMMDD') AS day,
-                 coalesce(l.lines, '') AS lines,
+                 coalesce(l.lines, '') AS lines, coalesce(l.ordered, '') AS ordered, coalesce(r.due, '') AS due,
                  p.id AS payment_id, p.payment_type, p.method, p.status AS payment_status, p.receipt, p.transaction_id,
                  (extract(epoch FROM p.started_at) * 1000)::bigint AS started_at,
                  (extract(epoch FROM p.paid_at) * 1000)::bigint AS paid_at, p.key_digest, p.key_fingerprint
              FROM orders AS o
              LEFT JOIN payments AS p ON p.order_id = o.id
              LEFT JOIN LATERAL (
-                 SELECT string_agg(product_id || ':' || quantity || ':' || price || coalesce(':' || limit_group, ''), ','
-                                   ORDER BY place, product_id) AS lines
-                 FROM order_lines WHERE order_id = o.id) AS l ON true ",
+                 SELECT string_agg(product_id || ':' || quantity - refunded || ':' || price || coalesce(':' || limit_group, ''),
+                                   ',' ORDER BY place, product_id) FILTER (WHERE quantity > refunded) AS lines,
+                     string_agg(product_id || ':' || quantity || ':' || price || coalesce(':' || limit_group, ''), ','
+                                ORDER BY place, product_id) AS ordered
+                 FROM order_lines WHERE order_id = o.id) AS l ON true
+             LEFT JOIN LATERAL (
+                 SELECT string_agg(part || ':' || amount || ':' || (extract(epoch FROM refunded_at) * 1000)::bigint, ',' ORDER BY part)
+                         FILTER (WHERE status = 'REFUND_DUE') AS due, max(greatest(refunded_at, ended_at)) AS ended_at
+                 FROM order_refunds WHERE o.refunds > 0 AND order_id = o.id) AS r ON true ",
             $filter
         )
     };
@@ -79,11 +85,11 @@ macro_rules! user_limits_sql {
     ($filter:literal) => {
         concat!(
             "SELECT o.user_id, CASE l.limit_group WHEN '' THEN 'limit:' || l.product_id ELSE 'group:' || l.limit_group END AS field,
-                 sum(l.quantity)::bigint AS units
+                 sum(l.quantity - l.refunded)::bigint AS units
              FROM order_lines AS l JOIN orders AS o ON o.id = l.order_id
              WHERE l.limit_group IS NOT NULL AND o.status IN ('PENDING', 'PAID') AND ",
             $filter,
-            " GROUP BY 1, 2"
+            " GROUP BY 1, 2 HAVING sum(l.quantity - l.refunded) > 0"
         )
     };
 }
@@ -103,7 +109,7 @@ row! {
     /// A product, with its counters of units.
     ProductRow {
         id: i64, name: String, category: String, price: i64,
-        on_sale: i64, held: i64, sold: i64, withheld: i64, allotted: i64, stocked: i64, price_version: i64,
+        on_sale: i64, held: i64, sold: i64, withheld: i64, quarantined: i64, allotted: i64, stocked: i64, price_version: i64,
         terms: String,
     }
 }
@@ -116,7 +122,7 @@ row! {
 row! {
     /// The units that a partition has of a product of another one, and what it ever received and gave back. The price is the product's.
     PartitionStockRow {
-        product_id: i64, partition: i32, on_sale: i64, held: i64, sold: i64, withheld: i64,
+        product_id: i64, partition: i32, on_sale: i64, held: i64, sold: i64, withheld: i64, quarantined: i64,
         received: i64, returned: i64, surrendered: i64, price: i64, price_version: i64, terms: String,
     }
 }
@@ -161,7 +167,13 @@ row! {
         ended_at: Option<i64>,
         /// The day of the sale, `YYYYMMDD`.
         day: Option<String>,
+        /// What parts have not refunded.
         lines: String,
+        ordered: String,
+        /// The won, and the number, of the parts that were refunded, and those that the gateway owes, as Redis keeps them.
+        refunded: i64, refunds: i32, due: String,
+        /// The operator who refunded what was left, and the reason.
+        refunded_by: Option<String>, refunded_because: Option<String>,
         payment_id: Option<i64>, payment_type: Option<String>, method: Option<String>, payment_status: Option<String>,
         receipt: Option<String>, transaction_id: Option<String>, started_at: Option<i64>, paid_at: Option<i64>,
         key_digest: Option<String>, key_fingerprint: Option<String>,
@@ -275,7 +287,7 @@ impl Snapshot {
         self.scoped(
             scope,
             concat!(
-                "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version, ",
+                "SELECT id, name, category, price, on_sale, held, sold, withheld, quarantined, allotted, stocked, price_version, ",
                 terms_sql!(""),
                 " FROM products WHERE $2::bigint[] IS NULL OR id % $1 = ANY($2)"
             ),
@@ -317,7 +329,7 @@ impl Snapshot {
     /// The units that the partitions of the scope have of products of others.
     pub fn partition_stock(&mut self, scope: &Scope) -> Rows<'_, PartitionStockRow> {
         let query = sqlx::query_as(concat!(
-            "SELECT s.product_id, s.partition, s.on_sale, s.held, s.sold, s.withheld, s.received, s.returned, s.surrendered,
+            "SELECT s.product_id, s.partition, s.on_sale, s.held, s.sold, s.withheld, s.quarantined, s.received, s.returned, s.surrendered,
                  p.price, p.price_version, ",
             terms_sql!("p."),
             " FROM partition_stock AS s JOIN products AS p ON p.id = s.product_id
@@ -385,9 +397,9 @@ impl Snapshot {
     pub fn orders(&mut self, scope: &Scope, zone: &str, now: i64, retention: Retention) -> Rows<'_, OrderRow> {
         let query = sqlx::query_as(orders_sql!(
             "WHERE ($6::bigint[] IS NULL OR o.id % $2 = ANY($6))
-                AND (o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE')
-                    OR greatest(o.paid_at, o.closed_at, p.ended_at)
-                        > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' THEN $4 ELSE $5 END) / 1000.0))"
+                AND (o.status = 'PENDING' OR p.status IN ('STARTED', 'WATCHED', 'REFUND_DUE') OR r.due IS NOT NULL
+                    OR greatest(o.paid_at, o.closed_at, p.ended_at, r.ended_at)
+                        > to_timestamp(($3 - CASE WHEN o.close_reason = 'REFUNDED' OR o.refunds > 0 THEN $4 ELSE $5 END) / 1000.0))"
         ));
         let query = query.bind(zone.to_owned()).bind(i64::from(scope.partitions())).bind(now);
         self.rows(query.bind(retention.refunded_ms()).bind(retention.closed_ms()).bind(scope.selected()))
@@ -445,11 +457,12 @@ impl Snapshot {
     /// Sales by day and product of the orders of the scope, from the day `first` (`YYYYMMDD`) on.
     pub fn ranks(&mut self, scope: &Scope, zone: &str, first: &str) -> Rows<'_, RankRow> {
         let query = sqlx::query_as(
-            "SELECT to_char(day, 'YYYYMMDD') AS day, (id % $3)::integer AS partition, product_id, sum(quantity)::bigint AS units,
-                 sum(quantity * price)::bigint AS won
+            "SELECT to_char(day, 'YYYYMMDD') AS day, (id % $3)::integer AS partition, product_id,
+                 sum(quantity - refunded)::bigint AS units, sum((quantity - refunded) * price)::bigint AS won
              FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
              JOIN order_lines ON order_id = o.id
-             WHERE day >= to_date($2, 'YYYYMMDD') AND ($4::bigint[] IS NULL OR id % $3 = ANY($4)) GROUP BY 1, 2, 3",
+             WHERE day >= to_date($2, 'YYYYMMDD') AND ($4::bigint[] IS NULL OR id % $3 = ANY($4))
+             GROUP BY 1, 2, 3 HAVING sum(quantity - refunded) > 0",
         );
         let query = query.bind(zone.to_owned()).bind(first.to_owned());
         self.rows(query.bind(i64::from(scope.partitions())).bind(scope.selected()))

@@ -256,6 +256,7 @@ async fn apply_and_restore(
         Body::OrderPlaced(placed) => (placed.user, placed.coupon, false),
         Body::OrderPaid(paid) => (paid.user, paid.coupon, paid.entry.is_some()),
         Body::OrderClosed(closed) => (closed.user, closed.coupon, closed.entry.is_some()),
+        Body::OrderRefunded(part) => (part.user, None, part.entry.is_some()),
         _ => return Ok(event),
     };
     if has_entry {

@@ -68,7 +68,7 @@ pub async fn evict_late(
     let Some((status, refunded)) = ended.filter(|_| store.owner(order.get()) == here) else { return Ok(()) };
     let ttl_ms = if refunded { retention.refunded_ms() } else { retention.closed_ms() };
     // The script keeps an order whose gateway payment is still open.
-    store.evict(here, &[(order, Eviction { was: status.as_str(), ttl_ms })]).await
+    store.evict(here, &[(order, Eviction { was: status.into(), ttl_ms })]).await
 }
 
 /// The eviction that follows from an event.
@@ -79,6 +79,15 @@ fn eviction(body: &Body, retention: Retention) -> Option<(OrderId, Eviction)> {
         // The gateway payment is still open: its end is an event of its own.
         Body::OrderClosed(order) if order.watched => return None,
         Body::OrderClosed(order) if order.reason == CloseReason::Refunded && order.by_gateway => return None,
+        // A later part may be due at the gateway: the script keeps the order then.
+        Body::OrderRefunded(part) => {
+            let was = format!("{}:{}", OrderStatus::Paid.as_str(), part.part);
+            return Some((part.order, Eviction { was: was.into(), ttl_ms: refunded }));
+        }
+        Body::RefundEnded { order, refunds, .. } => {
+            let was = format!("{}:{refunds}", OrderStatus::Paid.as_str());
+            return Some((*order, Eviction { was: was.into(), ttl_ms: refunded }));
+        }
         Body::OrderClosed(order) => {
             let ttl_ms = if order.reason == CloseReason::Refunded { refunded } else { closed };
             (order.order, order.status.as_str(), ttl_ms)
@@ -90,5 +99,5 @@ fn eviction(body: &Body, retention: Retention) -> Option<(OrderId, Eviction)> {
         }
         _ => return None,
     };
-    Some((order, Eviction { was, ttl_ms }))
+    Some((order, Eviction { was: was.into(), ttl_ms }))
 }

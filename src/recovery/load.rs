@@ -162,7 +162,13 @@ impl Loading<'_> {
             bulk.field(here, keys.price_version(), row.id, row.price_version).await?;
         }
         bulk.field(here, keys.stock(), row.id, row.on_sale).await?;
-        for (key, units) in [(keys.held(), row.held), (keys.sold(), row.sold), (keys.withheld(), row.withheld)] {
+        let counts = [
+            (keys.held(), row.held),
+            (keys.sold(), row.sold),
+            (keys.withheld(), row.withheld),
+            (keys.quarantined(), row.quarantined),
+        ];
+        for (key, units) in counts {
             if units != 0 {
                 bulk.field(here, key, row.id, units).await?;
             }
@@ -211,6 +217,7 @@ impl Loading<'_> {
             (keys.held(), row.held),
             (keys.sold(), row.sold),
             (keys.withheld(), row.withheld),
+            (keys.quarantined(), row.quarantined),
             (keys.received(), row.received),
             (keys.returned(), row.returned),
             (keys.surrendered(), row.surrendered),
@@ -278,7 +285,7 @@ impl Loading<'_> {
             fields.iter().map(|(field, value)| (*field, Some(value as _))).collect();
         bulk.hash(owner, keys.order(order), &values).await?;
         if row.is_closed() {
-            let refunded = row.close_reason.as_deref() == Some("REFUNDED");
+            let refunded = row.refunds > 0 || row.close_reason.as_deref() == Some("REFUNDED");
             let retention_ms = if refunded { self.retention.refunded_ms() } else { self.retention.closed_ms() };
             let ttl_ms = self.remaining_ttl_ms(row.ended_at, retention_ms);
             return Ok(bulk.expire_after(owner, keys.order(order), ttl_ms).await?);

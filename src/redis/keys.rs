@@ -37,6 +37,7 @@ pub enum KeyKind {
     Held,
     Sold,
     Withheld,
+    Quarantined,
     Order(OrderId),
     Expiry,
     Gateway,
@@ -157,6 +158,11 @@ impl Keys {
         self.key(format_args!("withheld"))
     }
 
+    /// hash: product id → refunded units that stay off sale, here.
+    pub fn quarantined(self) -> String {
+        self.key(format_args!("quarantined"))
+    }
+
     /// hash: `user status total discount final coupon lines placed_at expires_at`, then its payment and its end; `doubt` is 1 if lost
     /// decisions may have paid the order. Evicted some time after it is final and in PostgreSQL.
     pub fn order(self, id: OrderId) -> String {
@@ -250,6 +256,7 @@ impl Keys {
             KeyKind::Held => self.held(),
             KeyKind::Sold => self.sold(),
             KeyKind::Withheld => self.withheld(),
+            KeyKind::Quarantined => self.quarantined(),
             KeyKind::Order(id) => self.order(*id),
             KeyKind::Expiry => self.expiry(),
             KeyKind::Gateway => self.gateway(),
@@ -296,6 +303,7 @@ impl Keys {
             ["held"] => KeyKind::Held,
             ["sold"] => KeyKind::Sold,
             ["withheld"] => KeyKind::Withheld,
+            ["quarantined"] => KeyKind::Quarantined,
             ["order", order] => KeyKind::Order(id(OrderId::new, order)?),
             ["expiry"] => KeyKind::Expiry,
             ["gateway"] => KeyKind::Gateway,
@@ -327,6 +335,7 @@ impl Keys {
             self.held(),
             self.sold(),
             self.withheld(),
+            self.quarantined(),
             self.allotted(),
             self.regained(),
             self.recovered(),
@@ -387,7 +396,7 @@ mod tests {
             })
             .collect();
         let distinct: HashSet<_> = kinds.iter().map(std::mem::discriminant).collect();
-        assert_eq!((distinct.len(), kinds.len()), (33, 33), "a sample of each kind");
+        assert_eq!((distinct.len(), kinds.len()), (34, 34), "a sample of each kind");
         for foreign in
             ["", "meta", "{p0}:", "{p0}:metb", "{p00}:meta", "{p0}:user:01", "{p0}:user:0", "{p0}:rank:units:2026030"]
         {

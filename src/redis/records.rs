@@ -36,6 +36,19 @@ pub struct OrderRecord {
     /// The day of the sale of a paid order, `%Y%m%d`.
     pub day: Option<String>,
     pub gateway: Option<GatewayRecord>,
+    /// The refunded parts that its gateway has not refunded yet, the earliest first.
+    pub due: Vec<DuePart>,
+}
+
+/// A refunded part of an order that its gateway has not refunded yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DuePart {
+    /// The number of the part, from 1.
+    pub number: i64,
+    pub amount: Won,
+    /// What the gateway has to have refunded of the payment, with this part and all before it.
+    pub total: Won,
+    pub since: Millis,
 }
 
 /// A gateway payment.
@@ -150,7 +163,12 @@ pub(super) fn campaign(coupon_id: CouponId, fields: &HashMap<String, String>) ->
 pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Option<OrderRecord> {
     let text = |name: &str| fields.get(name).map(String::as_str).filter(|text| !text.is_empty());
     let int = |name: &str| text(name)?.parse::<i64>().ok();
-    let lines = event::unpack_lines(text("lines").unwrap_or(""))?;
+    let left = event::unpack_lines(text("lines").unwrap_or(""))?;
+    // Of an order of which parts are refunded, `lines` and `final` are what is left.
+    let lines = text("ordered").map_or_else(|| Some(left.clone()), event::unpack_lines)?;
+    let (total, discount, left_price) = (int("total")?, int("discount")?, int("final")?);
+    let final_price = if text("ordered").is_some() { total.checked_sub(discount)? } else { left_price };
+    let due = due_parts(text("due").unwrap_or(""), final_price.checked_sub(left_price)?)?;
     let payment_id = int("payment").and_then(PaymentId::new);
     let payment_type = text("type").and_then(|name| name.parse().ok());
     let receipt = text("receipt").map(str::to_owned);
@@ -193,17 +211,37 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         user_id: UserId::new(int("user")?)?,
         status: text("status")?.parse().ok()?,
         lines,
-        total: int("total")?,
-        discount: int("discount")?,
-        final_price: int("final")?,
+        total,
+        discount,
+        final_price,
         coupon_id: int("coupon").and_then(CouponId::new),
         ordered_at: time(int("placed_at")?)?,
         expires_at: time(int("expires_at")?)?,
         payment,
         closed_at,
         close_reason: text("reason").and_then(|name| name.parse().ok()),
+        left,
+        left_price,
     };
-    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway })
+    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, due })
+}
+
+/// The parts that are due, packed as `number:won:since,...`. `refunded`: the won of all parts.
+fn due_parts(packed: &str, refunded: Won) -> Option<Vec<DuePart>> {
+    let part = |packed: &str| {
+        let mut numbers = packed.split(':').map(|number| number.parse::<i64>().ok());
+        let (number, amount, since) = (numbers.next()??, numbers.next()??, time(numbers.next()??)?);
+        (numbers.next().is_none() && amount >= 0).then_some(DuePart { number, amount, total: 0, since })
+    };
+    let mut parts: Vec<DuePart> =
+        packed.split(',').filter(|packed| !packed.is_empty()).map(part).collect::<Option<_>>()?;
+    // Parts are refunded in their order: what is refunded is refunded with the last one.
+    let mut total = refunded;
+    for part in parts.iter_mut().rev() {
+        part.total = total;
+        total = total.checked_sub(part.amount)?;
+    }
+    Some(parts)
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ reply_codes! {
         Granted = "GRANTED",
         Moved = "MOVED",
         Received = "RECEIVED",
+        Refunded = "REFUNDED",
         Regained = "REGAINED",
         Reserved = "RESERVED",
         Resolved = "RESOLVED",
@@ -99,6 +100,8 @@ reply_codes! {
         NotDue = "NOT_DUE",
         NotOnSale = "NOT_ON_SALE",
         NotOpen = "NOT_OPEN",
+        NotPaid = "NOT_PAID",
+        NotRefundable = "NOT_REFUNDABLE",
         OrderNotFound = "ORDER_NOT_FOUND",
         OtherDay = "OTHER_DAY",
         OtherLimit = "OTHER_LIMIT",
@@ -121,6 +124,7 @@ reply_codes! {
         TooManyOpen = "TOO_MANY_OPEN",
         Unchanged = "UNCHANGED",
         UserNotFound = "USER_NOT_FOUND",
+        WindowClosed = "WINDOW_CLOSED",
         WrongAmount = "WRONG_AMOUNT",
     }
 }

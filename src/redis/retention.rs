@@ -1,6 +1,8 @@
 //! Eviction: orders that are final leave Redis once PostgreSQL has them, so that memory does not grow with every sale. A decision
 //! that needs one restores it.
 
+use std::borrow::Cow;
+
 use super::{
     Store,
     keys::Keys,
@@ -13,10 +15,10 @@ use crate::model::{Error, OrderId, Partition};
 const EVICT_BATCH: usize = 200;
 
 /// The state that PostgreSQL has of an order, and how much longer the order stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
-    /// The order's status, CLOSED for an order that is FAILED or CANCELLED.
-    pub was: &'static str,
+    /// The order's status, CLOSED for an order that is FAILED or CANCELLED; `PAID:n` for a PAID one of which n parts are refunded.
+    pub was: Cow<'static, str>,
     pub ttl_ms: i64,
 }
 
@@ -34,7 +36,7 @@ impl Store {
         for batch in evictions.chunks(EVICT_BATCH) {
             let mut invocation = Invocation::new(&script::ORDER_EVICT);
             for (order, eviction) in batch {
-                invocation.key(Keys(here).order(*order)).arg(eviction.was).arg(eviction.ttl_ms);
+                invocation.key(Keys(here).order(*order)).arg(&*eviction.was).arg(eviction.ttl_ms);
             }
             // By source, because a pipeline can't load a forgotten script and go on.
             calls.add_command(invocation.by_source()).ignore();

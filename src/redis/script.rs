@@ -54,6 +54,8 @@ scripts! {
     ORDER_CHECKOUT = "order_checkout";
     ORDER_PAY = "order_pay";
     ORDER_CLOSE = "order_close";
+    ORDER_REFUND = "order_refund";
+    REFUND_FINISH = "refund_finish";
     ORDER_EVICT = "order_evict";
     ORDER_RESTORE = "order_restore";
     PAYMENT_BEGIN = "payment_begin";
@@ -95,6 +97,7 @@ fn assemble(file: &str) -> String {
         ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
         ("placing", include_str!("../../lua/lib/placing.lua")),
+        ("shares", include_str!("../../lua/lib/shares.lua")),
     ] {
         if body.contains(&format!("--@include {include}\n")) {
             source.push_str(part);

@@ -77,6 +77,7 @@ impl Shop {
             shop: ShopConfig {
                 time_zone: "Asia/Seoul".parse()?,
                 order_hold_seconds: 24 * 3600,
+                refund_window_seconds: 604_800,
                 max_open_orders_per_user: u32::MAX,
                 max_balance: 9_007_199_254_740_991,
                 sold_out_lease_ms: 200,

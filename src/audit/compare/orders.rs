@@ -10,7 +10,7 @@ use crate::{
         fields::{add_record, field, int, number, one_sided, other_score, sorted},
         report::{Findings, UNKNOWN},
     },
-    model::{OrderId, OrderStatus, Partition, event::unpack_lines},
+    model::{OrderId, OrderStatus, Partition, event::unpack_lines, share_of},
     postgres::{queries::archived_orders, snapshot::OrderRow},
     redis::queries::{
         audit::{HashFields, OrderSeen},
@@ -28,6 +28,9 @@ const FIELDS: &[(&str, &str)] = &[
     ("final", "the price"),
     ("coupon", "the coupon"),
     ("lines", "the lines"),
+    ("ordered", "the lines as they were ordered"),
+    ("refunds", "the number of refunded parts"),
+    ("due", "the parts that its gateway has to refund"),
     ("placed_at", "the time of its placement"),
     ("expires_at", "the end of its hold"),
     ("paid_at", "the time of payment"),
@@ -96,6 +99,8 @@ impl Audit {
     fn in_indexes(&self, fields: &HashFields, expires: Option<f64>, watched: Option<f64>) -> [Option<String>; 4] {
         let gateway = field(fields, "gateway");
         let pending = field(fields, "status") == OrderStatus::Pending.as_str();
+        let asks =
+            matches!(gateway, "STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED") || !field(fields, "due").is_empty();
         let latest = (self.clock.now().0 + MAX_PAUSE_MS) as f64;
         let next_check = |score: f64| if score >= STUCK_OFFSET as f64 { score - STUCK_OFFSET as f64 } else { score };
         [
@@ -104,11 +109,9 @@ impl Audit {
                 None => "it is PENDING, and the clock will not end it".to_owned(),
             }),
             other_score("the clock will end it", expires, int(fields, "expires_at")),
-            (watched.is_some() != matches!(gateway, "STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")).then(|| {
-                match watched {
-                    Some(_) => "its gateway is asked about a payment that has ended".to_owned(),
-                    None => "its gateway is not asked about a payment that has not ended".to_owned(),
-                }
+            (watched.is_some() != asks).then(|| match watched {
+                Some(_) => "its gateway is asked about a payment that has ended".to_owned(),
+                None => "its gateway is not asked about a payment that has not ended".to_owned(),
             }),
             watched
                 .filter(|score| score.fract() != 0.0 || !(0.0..=latest).contains(&next_check(*score)))
@@ -142,7 +145,7 @@ impl Audit {
 fn against_postgres(row: &OrderRow, fields: &HashFields) -> Vec<Option<String>> {
     let expected: HashFields = row.fields().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let shown = |fields: &HashFields, name: &str| match name {
-        "lines" => sorted(field(fields, name)),
+        "lines" | "ordered" => sorted(field(fields, name)),
         _ => field(fields, name).to_owned(),
     };
     let compared = |(name, noun): &(&str, &str)| {
@@ -153,17 +156,24 @@ fn against_postgres(row: &OrderRow, fields: &HashFields) -> Vec<Option<String>> 
 }
 
 fn by_itself(fields: &HashFields) -> Vec<Option<String>> {
-    let lines = unpack_lines(field(fields, "lines")).unwrap_or_default();
-    let sum: i64 = lines.iter().map(|line| line.quantity.saturating_mul(line.price)).sum();
+    let worth = |name: &str| -> i64 {
+        let lines = unpack_lines(field(fields, name)).unwrap_or_default();
+        lines.iter().map(|line| line.quantity.saturating_mul(line.price)).sum()
+    };
+    let is_whole = !fields.contains_key("ordered");
+    let sum = worth(if is_whole { "lines" } else { "ordered" });
+    let (total, paid) = (int(fields, "total"), int(fields, "total").saturating_sub(int(fields, "discount")));
+    // Of what was paid, the refunded lines have their share back.
+    let refunded = if is_whole { 0 } else { share_of(paid, sum.saturating_sub(worth("lines")), total) };
     let known = |name: &&String| FIELDS.iter().any(|(known, _)| known == name) || OTHER_FIELDS.contains(&name.as_str());
     let asks = fields.get("gateway_asks").filter(|asks| number(asks).is_none_or(|asks| asks < 0));
     let suspect = fields.get("doubt").filter(|suspect| *suspect != "1");
     let unknown = fields.keys().filter(|name| !known(name)).map(|name| Some(format!("the field {name:?} {UNKNOWN}")));
     let mut wrong: Vec<Option<String>> = unknown.collect();
     wrong.extend([
-        (sum != int(fields, "total")).then(|| format!("its lines are worth {sum}, and its total is another")),
-        (int(fields, "total") - int(fields, "discount") != int(fields, "final"))
-            .then(|| "its price is not its total less its discount".to_owned()),
+        (sum != total).then(|| format!("its lines are worth {sum}, and its total is another")),
+        (paid.saturating_sub(refunded) != int(fields, "final"))
+            .then(|| "its price is not its total less its discount and the share of what was refunded".to_owned()),
         asks.map(|asks| format!("its gateway was asked {asks:?} times, which is no number")),
         suspect.map(|suspect| format!("it may have been paid before a loss: {suspect:?} is not 1")),
     ]);

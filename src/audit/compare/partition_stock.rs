@@ -33,6 +33,7 @@ impl Audit {
                 ("held", row.held),
                 ("sold", row.sold),
                 ("withheld", row.withheld),
+                ("quarantined", row.quarantined),
                 ("received", row.received),
                 ("given back", row.returned),
                 ("withheld units given back", row.surrendered),
@@ -41,11 +42,11 @@ impl Audit {
             let mut wrong: Vec<Option<String>> =
                 named.iter().zip(counters).map(|((noun, units), counter)| differ(noun, text(counter), units)).collect();
             let units: Vec<i64> = counters.iter().map(|counter| number(&text(counter)).unwrap_or(i64::MIN)).collect();
-            let has: i64 = units.iter().take(4).fold(0, |sum, units| sum.saturating_add(*units));
-            let given = units.iter().skip(5).fold(units[4], |rest, back| rest.saturating_sub(*back));
+            let has: i64 = units.iter().take(5).fold(0, |sum, units| sum.saturating_add(*units));
+            let given = units.iter().skip(6).fold(units[5], |rest, back| rest.saturating_sub(*back));
             wrong.push((has != given).then(|| {
                 format!(
-                    "{has} on sale, held, sold and withheld are not the {given} that it received and did not give back"
+                    "{has} on sale, held, sold, withheld and quarantined are not the {given} that it received and did not give back"
                 )
             }));
             wrong.push(

@@ -39,16 +39,17 @@ impl Audit {
             let ProductSeen { fields, counters, given, listed, listed_in_category } = seen;
             let row = expected.get(id);
             let mut wrong = vec![one_sided(!fields.is_empty(), row.is_some())];
-            let [price, on_sale, held, sold, withheld, version] =
+            let [price, on_sale, held, sold, withheld, quarantined, version] =
                 counters.each_ref().map(|counter| counter.as_deref().unwrap_or_default());
             let or_zero = |units| if str::is_empty(units) { "0" } else { units };
-            let (held, sold, withheld) = (or_zero(held), or_zero(sold), or_zero(withheld));
+            let (held, sold) = (or_zero(held), or_zero(sold));
+            let (withheld, quarantined) = (or_zero(withheld), or_zero(quarantined));
             if let (Some(row), false) = (row, fields.is_empty()) {
                 let (with_others, more) = self.allotted(*id, given, &allotments);
                 wrong.extend(more);
-                let [of_sale, of_holds, of_sales, of_loss] =
-                    [on_sale, held, sold, withheld].map(|units| units.parse::<i64>().unwrap_or(i64::MIN));
-                let units = [of_sale, of_holds, of_sales, of_loss, with_others];
+                let [of_sale, of_holds, of_sales, of_loss, of_refunds] =
+                    [on_sale, held, sold, withheld, quarantined].map(|units| units.parse::<i64>().unwrap_or(i64::MIN));
+                let units = [of_sale, of_holds, of_sales, of_loss, of_refunds, with_others];
                 let sum = units.iter().fold(0i64, |sum, units| sum.saturating_add(*units));
                 wrong.extend([
                     differ("the name", field(fields, "name"), &row.name),
@@ -59,11 +60,12 @@ impl Audit {
                     differ("held", held, row.held),
                     differ("sold", sold, row.sold),
                     differ("withheld", withheld, row.withheld),
+                    differ("quarantined", quarantined, row.quarantined),
                     differ("with other partitions", with_others, row.allotted),
                     differ("stocked", field(fields, "stocked"), row.stocked),
                     (sum != int(fields, "stocked")).then(|| {
                         format!(
-                            "{units:?} on sale, held, sold, withheld and with other partitions are not {} stocked",
+                            "{units:?} on sale, held, sold, withheld, quarantined and with other partitions are not {} stocked",
                             field(fields, "stocked")
                         )
                     }),

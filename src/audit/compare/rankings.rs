@@ -42,6 +42,7 @@ impl Audit {
                     Body::OrderClosed(closed) if closed.from == OrderStatus::Paid => {
                         Some((closed.day, closed.lines, -1))
                     }
+                    Body::OrderRefunded(part) => Some((part.day, part.lines, -1)),
                     _ => None,
                 });
             }

@@ -16,8 +16,8 @@ use crate::{
         state::AppState,
     },
     model::{
-        Balance, CloseReason, Millis, OrderId, OrderStatus, OrderTimeline, OrderTrace, PaymentTrace, UserId,
-        UserTimeline,
+        Balance, CloseReason, Millis, OrderId, OrderLine, OrderStatus, OrderTimeline, OrderTrace, PaymentTrace,
+        RefundTrace, UserId, UserTimeline,
     },
 };
 
@@ -150,6 +150,9 @@ struct OrderTimelineResponse {
     /// 결제
     #[schema(required = true)]
     payment: Option<PaymentTimelineResponse>,
+    /// 부분 환불: 최근 100건
+    #[schema(required = true)]
+    refunds: Option<Vec<RefundTimelineResponse>>,
     /// 일어난 일: 시간순
     events: Vec<TimelineEventResponse>,
     /// 반영할 수 없어 따로 보관된 이벤트: 최대 20건
@@ -187,12 +190,71 @@ struct PaymentTimelineResponse {
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(description = "주문의 부분 환불")]
+struct RefundTimelineResponse {
+    /// 번호: 1부터
+    part: i32,
+    /// 환불 금액(원)
+    amount: i64,
+    /// 환불된 상품
+    products: Vec<RefundedProductResponse>,
+    /// 다시 판매되는지 여부
+    restock: bool,
+    /// 운영자가 환불했으면 그 운영자
+    #[schema(required = true)]
+    refunded_by: Option<String>,
+    /// 환불 이유
+    #[schema(required = true)]
+    reason: Option<String>,
+    /// 환불 상태: REFUND_DUE(외부 결제에 환불 요청 중) 또는 REFUNDED
+    #[schema(example = "REFUNDED")]
+    status: String,
+    /// 환불 시각
+    #[schema(example = "2024-04-04T14:45:00")]
+    refunded_at: String,
+    /// 외부 결제가 환불을 마친 시각
+    #[schema(required = true)]
+    ended_at: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(description = "환불된 상품")]
+struct RefundedProductResponse {
+    /// 상품 ID
+    product_id: i64,
+    /// 환불된 수량
+    quantity: i64,
+}
+
+impl RefundTimelineResponse {
+    fn new(refund: RefundTrace, zone: Tz) -> Self {
+        let (refunded_by, reason) = refund.operator.unzip();
+        let product =
+            |line: OrderLine| RefundedProductResponse { product_id: line.product_id.get(), quantity: line.quantity };
+        RefundTimelineResponse {
+            part: refund.part,
+            amount: refund.amount,
+            products: refund.lines.into_iter().map(product).collect(),
+            restock: !refund.quarantined,
+            refunded_by,
+            reason: reason.filter(|reason| !reason.is_empty()),
+            status: refund.status,
+            refunded_at: refund.refunded_at.local(zone),
+            ended_at: refund.ended_at.map(|at| at.local(zone)),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 #[schema(description = "주문에 일어난 일")]
 struct TimelineEventResponse {
     /// 시각
     #[schema(example = "2024-04-04T14:30:00")]
     at: String,
-    /// 일어난 일: ORDER_PLACED, PAYMENT_STARTED, ORDER_PAID, ORDER_CLOSED, PAYMENT_ENDED, BALANCE_CHANGED
+    /// 일어난 일: ORDER_PLACED, PAYMENT_STARTED, ORDER_PAID, ORDER_REFUNDED(일부 환불), REFUND_ENDED(외부 결제의 환불), ORDER_CLOSED,
+    /// PAYMENT_ENDED, BALANCE_CHANGED
     #[schema(example = "ORDER_PAID")]
     event: &'static str,
     /// 자세한 내용: 종료 사유, 결제 상태, 잔액 변동 등
@@ -207,12 +269,15 @@ impl OrderTimelineResponse {
             dead_letters.into_iter().map(|letter| DeadLetterResponse::new(letter, zone)).collect()
         };
         let postgres_status = timeline.trace.as_ref().map(|trace| trace.status.clone());
-        let payment = timeline.trace.and_then(|trace| trace.payment);
+        let (payment, refunds) = timeline.trace.map(|trace| (trace.payment, trace.refunds)).unzip();
+        let payment = payment.flatten();
+        let refund = |refund| RefundTimelineResponse::new(refund, zone);
         OrderTimelineResponse {
             order: OrderDetailResponse::new(timeline.order, zone),
             redis_status: timeline.in_redis,
             postgres_status,
             payment: payment.map(PaymentTimelineResponse::from),
+            refunds: refunds.map(|refunds| refunds.into_iter().map(refund).collect()),
             events: events
                 .into_iter()
                 .map(|(at, event, detail)| TimelineEventResponse { at: at.local(zone), event, detail })
@@ -251,6 +316,11 @@ fn events_of(timeline: &OrderTimeline) -> Vec<TimelineEvent> {
     events
 }
 
+/// The operator who refunded, and the reason, behind the detail of an event.
+fn by_operator((operator, reason): &(String, String)) -> String {
+    if reason.is_empty() { format!(" ({operator})") } else { format!(" ({operator}: {reason})") }
+}
+
 /// The events in PostgreSQL, in the order of their times.
 fn traced(trace: &OrderTrace) -> Vec<TimelineEvent> {
     let mut events = vec![(trace.placed_at, "ORDER_PLACED", None)];
@@ -263,7 +333,14 @@ fn traced(trace: &OrderTrace) -> Vec<TimelineEvent> {
     let entries = trace.entries.iter();
     events.extend(entries.map(|(_, kind, amount, at)| (*at, "BALANCE_CHANGED", Some(format!("{kind} {amount}")))));
     events.extend(trace.paid_at.map(|at| (at, "ORDER_PAID", None)));
-    events.extend(trace.closed_at.map(|at| (at, "ORDER_CLOSED", trace.close_reason.clone())));
+    for refund in trace.refunds.iter().rev() {
+        let by = refund.operator.as_ref().map(by_operator).unwrap_or_default();
+        events.push((refund.refunded_at, "ORDER_REFUNDED", Some(format!("{}{by}", refund.amount))));
+        events.extend(refund.ended_at.map(|at| (at, "REFUND_ENDED", Some(refund.amount.to_string()))));
+    }
+    let by = trace.refunded_by.as_ref().map(by_operator).unwrap_or_default();
+    let closed = trace.close_reason.as_ref().map(|reason| format!("{reason}{by}"));
+    events.extend(trace.closed_at.map(|at| (at, "ORDER_CLOSED", closed)));
     // A stable sort: simultaneous events keep this order.
     events.sort_by_key(|(at, ..)| *at);
     events

@@ -35,7 +35,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "주문 상품", example = json!({ "productId": 1, "quantity": 2 }))]
-struct OrderProductRequest {
+pub struct OrderProductRequest {
     /// 상품 ID
     product_id: ProductId,
     /// 주문 수량
@@ -190,6 +190,8 @@ struct OrderLineResponse {
     quantity: i64,
     /// 주문 시점의 상품 한 개 가격(원)
     price: i64,
+    /// 환불된 수량
+    refunded_quantity: i64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -210,6 +212,8 @@ pub struct OrderDetailResponse {
     discount_price: i64,
     /// 최종 결제 금액(원)
     final_price: i64,
+    /// 환불된 금액(원)
+    refunded_price: i64,
     /// 사용한 쿠폰 ID
     #[schema(required = true)]
     user_coupon_id: Option<i64>,
@@ -246,6 +250,7 @@ impl OrderDetailResponse {
             product_id: line.product_id.get(),
             quantity: line.quantity,
             price: line.price,
+            refunded_quantity: order.refunded_quantity(line),
         });
         OrderDetailResponse {
             order_id: order.order_id.get(),
@@ -255,6 +260,7 @@ impl OrderDetailResponse {
             total_price: order.total,
             discount_price: order.discount,
             final_price: order.final_price,
+            refunded_price: order.refunded_price(),
             user_coupon_id: order.coupon_id.map(CouponId::get),
             ordered_at: order.ordered_at.local(zone),
             expires_at: order.expires_at.local(zone),
@@ -314,30 +320,56 @@ async fn order(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(description = "주문 취소 요청", example = json!({ "userId": 1 }))]
+#[schema(
+    description = "주문 취소 요청",
+    example = json!({ "userId": 1, "lines": [{ "productId": 1, "quantity": 1 }] }),
+)]
 struct OrderCancelRequest {
     /// 주문한 사용자 ID
     user_id: UserId,
+    /// 환불할 상품 목록: 결제된(PAID) 주문의 일부만 환불합니다. 생략하면 남은 주문 전체입니다. 같은 상품은 수량을 더합니다.
+    #[schema(value_type = Option<Vec<OrderProductRequest>>, min_items = 1, max_items = 100)]
+    lines: Option<Vec<Object<OrderProductRequest>>>,
+}
+
+/// The lines of a part to refund, one per product; nothing of them may be invalid.
+pub fn refund_lines(lines: Option<&[Object<OrderProductRequest>]>) -> Option<Option<Vec<(ProductId, i64)>>> {
+    let Some(lines) = lines else { return Some(None) };
+    if !(1..=MAX_ORDER_LINES).contains(&lines.len()) {
+        return None;
+    }
+    summed(lines).map(Some)
+}
+
+/// The user and the lines of a cancellation.
+#[derive(Debug)]
+struct Cancellation {
+    user: UserId,
+    lines: Option<Vec<(ProductId, i64)>>,
 }
 
 impl RequestBody for OrderCancelRequest {
-    type Valid = UserId;
+    type Valid = Cancellation;
 
     const INVALID: Code = Code::InvalidOrder;
 
-    fn validate(self, _zone: Tz) -> Option<UserId> {
-        Some(self.user_id)
+    fn validate(self, _zone: Tz) -> Option<Cancellation> {
+        Some(Cancellation { user: self.user_id, lines: refund_lines(self.lines.as_deref())? })
     }
 
-    fn user(user: &Self::Valid) -> Option<UserId> {
-        Some(*user)
+    fn user(cancellation: &Self::Valid) -> Option<UserId> {
+        Some(cancellation.user)
+    }
+
+    fn cost(cancellation: &Self::Valid) -> u32 {
+        cancellation.lines.as_ref().map_or(1, |lines| costs::of_lines(lines.len()))
     }
 }
 
 documented_errors! { CancelErrors {
-    "잘못된 취소 요청" => [InvalidOrder],
+    "잘못된 취소 요청 (남은 수량보다 많은 환불, 결제되지 않은 주문의 부분 환불)" => [InvalidOrder],
     "주문을 찾을 수 없음" => [OrderNotFound],
-    "이미 종료되었거나 처리 중인 주문" => [OrderAlreadyClosed, RequestInProgress],
+    "이미 종료되었거나 처리 중이거나 환불 기간이 지난 주문" => [OrderAlreadyClosed, RefundWindowClosed, RequestInProgress],
 }}
 
 #[utoipa::path(
@@ -346,7 +378,9 @@ documented_errors! { CancelErrors {
     operation_id = "cancelOrder",
     tag = "주문",
     summary = "주문 취소 및 환불",
-    description = "결제 대기(PENDING) 주문은 취소하고, 결제된(PAID) 주문은 결제한 수단으로 환불합니다. 재고와 쿠폰은 반환됩니다.",
+    description = "결제 대기(PENDING) 주문은 취소하고, 결제된(PAID) 주문은 결제한 수단으로 환불합니다. 재고와 쿠폰은 반환됩니다.\n\n\
+lines를 보내면 결제된 주문의 그 상품만 환불합니다. 환불 금액은 결제 금액 중 그 상품의 몫이며, 남은 것이 없을 때까지 주문은 PAID이고 쿠폰은 \
+마지막에 반환됩니다. 결제 후 환불 기간이 지나면 환불할 수 없습니다.",
     params(("orderId" = i64, Path, description = "orderId")),
     request_body(content = OrderCancelRequest, example = json!({ "userId": 1 })),
     responses((status = 200, description = "주문 취소 성공", body = OrderDetailResponse), CancelErrors)
@@ -354,8 +388,9 @@ documented_errors! { CancelErrors {
 async fn cancel(
     State(app): State<AppState>,
     order: PathId<OrderId>,
-    Write { call, body: user }: Write<OrderCancelRequest>,
+    Write { call, body }: Write<OrderCancelRequest>,
 ) -> Done<OrderDetailResponse> {
-    let cancelled = app.engine.cancel_order(&call, order.valid()?, user).await?;
+    let Cancellation { user, lines } = body;
+    let cancelled = app.engine.cancel_order(&call, order.valid()?, user, lines).await?;
     Ok(Answer::ok(cancelled.map(|order| OrderDetailResponse::new(order, app.engine.zone()))))
 }

@@ -21,7 +21,7 @@ pub struct BadEvent(pub String);
 
 /// Whether a newer program wrote the entry. The projector of this one must not pass it.
 pub fn is_newer(fields: &[(String, String)]) -> bool {
-    version(fields).is_some_and(|version| version > BATCH)
+    version(fields).is_some_and(|version| version > SINGLE_OF_REFUNDS)
 }
 
 fn version(fields: &[(String, String)]) -> Option<i64> {
@@ -55,7 +55,7 @@ impl Decoded {
 pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
-        Some(SINGLE) => vec![Decoded::new(Ok(EventFields(all().collect())))],
+        Some(SINGLE | SINGLE_OF_REFUNDS) => vec![Decoded::new(Ok(EventFields(all().collect())))],
         Some(version @ (BATCH | BATCH_WITH_REMOTE_LINES)) => {
             let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
             // A missing field decodes as an empty packed event, which lacks its parts.
@@ -284,13 +284,38 @@ impl Body {
                 receipt: f.optional("receipt")?,
                 watched: f.optional_flag("watch")?,
                 withheld: f.optional_flag("withheld")?,
+                quarantined: f.optional_flag("quarantined")?,
                 by_gateway: f.text("method")? == "GATEWAY",
+                operator: f.operator(),
                 entry: match f.count("credit")? {
                     0 => None,
                     _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
                 },
                 day: f.text("day")?.to_owned(),
             }),
+            "order_refunded" => Body::OrderRefunded(OrderRefunded {
+                order: f.id("order", OrderId::new)?,
+                user: f.id("user", UserId::new)?,
+                part: f.count("part")?,
+                lines: f.lines("lines")?,
+                left: f.lines("left")?,
+                amount: f.count("amount")?,
+                quarantined: f.flag("quarantined")?,
+                receipt: f.text("receipt")?.to_owned(),
+                by_gateway: f.text("method")? == "GATEWAY",
+                operator: f.operator(),
+                entry: match f.count("credit")? {
+                    0 => None,
+                    _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
+                },
+                day: f.text("day")?.to_owned(),
+            }),
+            "refund_ended" => Body::RefundEnded {
+                order: f.id("order", OrderId::new)?,
+                receipt: f.text("receipt")?.to_owned(),
+                part: f.count("part")?,
+                refunds: f.count("refunds")?,
+            },
             "payment_ended" => Body::PaymentEnded {
                 order: f.id("order", OrderId::new)?,
                 receipt: f.text("receipt")?.to_owned(),

@@ -107,6 +107,12 @@ impl<'a> EventFields<'a> {
         text.parse().map_err(|_| Self::bad(name, text))
     }
 
+    /// The operator who asked for a refund, and the reason; `None` if its user did.
+    pub(super) fn operator(&self) -> Option<(String, String)> {
+        let operator = self.get("operator").filter(|operator| !operator.is_empty())?;
+        Some((operator.to_owned(), self.get("why").unwrap_or_default().to_owned()))
+    }
+
     pub(super) fn partition(&self, name: &str) -> Result<Partition, BadEvent> {
         let text = self.text(name)?;
         text.parse().map(Partition).map_err(|_| Self::bad(name, text))

@@ -1,7 +1,7 @@
 //! The events of the outbox. An event is complete: a reader needs nothing from Redis to apply it.
 //!
-//! A version 1 entry holds one event as a flat list of fields. A version 3 entry holds the events of a batched call,
-//! packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
+//! A version 1 entry holds one event as a flat list of fields; version 4 the same, of an event that only versions with refunds of
+//! parts know. A version 3 entry holds the events of a batched call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
 
 mod decode;
 mod fields;
@@ -16,7 +16,9 @@ use super::*;
 pub const SINGLE: i64 = 1;
 /// The version of an entry with a batch of events.
 pub const BATCH: i64 = 3;
-/// The version of such an entry of releases whose orders had remote lines.
+/// The version of an entry with one event that versions before refunds of parts must not project.
+pub const SINGLE_OF_REFUNDS: i64 = 4;
+/// The version of an entry with a batch of events of releases whose orders had remote lines.
 const BATCH_WITH_REMOTE_LINES: i64 = 2;
 /// Separates the parts of a packed event. No part contains a control character.
 pub const SEPARATOR: char = '\u{1f}';
@@ -99,6 +101,15 @@ pub enum Body {
     PaymentStarted(PaymentStarted),
     OrderPaid(OrderPaid),
     OrderClosed(OrderClosed),
+    OrderRefunded(OrderRefunded),
+    /// The gateway has refunded a part of an order.
+    RefundEnded {
+        order: OrderId,
+        receipt: String,
+        part: i64,
+        /// The number of refunded parts of the order.
+        refunds: i64,
+    },
     PaymentEnded {
         order: OrderId,
         receipt: String,
@@ -263,10 +274,39 @@ pub struct OrderClosed {
     pub watched: bool,
     /// The order's units are kept off sale: a lost decision may have paid the order.
     pub withheld: bool,
+    /// The order's units are refunded and stay off sale.
+    pub quarantined: bool,
     pub by_gateway: bool,
+    /// The operator who refunded the order, and the reason.
+    pub operator: Option<(String, String)>,
     /// The refund; `None` if the balance did not change.
     pub entry: Option<BalanceEntry>,
     /// The day of the sale, `%Y%m%d` in the service's zone; empty if there was no sale.
+    pub day: String,
+}
+
+/// `order_refunded`: a part of a PAID order is refunded, and something is left.
+#[derive(Clone, Debug)]
+pub struct OrderRefunded {
+    pub order: OrderId,
+    pub user: UserId,
+    /// The number of the part, from 1.
+    pub part: i64,
+    /// The units of the part.
+    pub lines: Vec<OrderLine>,
+    /// What is left.
+    pub left: Vec<OrderLine>,
+    /// The share of the price.
+    pub amount: Won,
+    /// The units stay off sale.
+    pub quarantined: bool,
+    pub receipt: String,
+    pub by_gateway: bool,
+    /// The operator who refunded the part, and the reason.
+    pub operator: Option<(String, String)>,
+    /// The refund; `None` if the balance did not change.
+    pub entry: Option<BalanceEntry>,
+    /// The day of the sale, `%Y%m%d` in the service's zone.
     pub day: String,
 }
 
@@ -299,6 +339,7 @@ impl Event {
             Body::BalanceCharged(entry) => Some(entry.clone()),
             Body::OrderPaid(paid) => paid.entry.clone(),
             Body::OrderClosed(closed) => closed.entry.clone(),
+            Body::OrderRefunded(part) => part.entry.clone(),
             Body::UsersCreated { balance, .. } if *balance > 0 => Some(opening_entry(user, *balance, self.at)),
             _ => None,
         };
@@ -320,8 +361,11 @@ impl Body {
             Body::PaymentStarted(started) => Some(started.order),
             Body::OrderPaid(paid) => Some(paid.order),
             Body::OrderClosed(closed) => Some(closed.order),
+            Body::OrderRefunded(part) => Some(part.order),
             Body::PaymentResolved(resolved) => Some(resolved.order),
-            Body::PaymentEnded { order, .. } | Body::RemoteHold { order, .. } => Some(*order),
+            Body::PaymentEnded { order, .. } | Body::RefundEnded { order, .. } | Body::RemoteHold { order, .. } => {
+                Some(*order)
+            }
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::{
-    model::{Error, OrderId, OrderStatus},
+    model::{Error, OrderId},
     postgres::{
         Connection,
         snapshot::{OrderRow, orders_sql},
@@ -19,9 +19,9 @@ impl OrderRow {
         status.map(|status| if status == "PAID" { "SETTLED" } else { status })
     }
 
-    /// Whether the sweeper still asks the gateway about the order's payment.
+    /// Whether the sweeper still asks the gateway about the order's payment, or about a refunded part.
     pub fn is_watched(&self) -> bool {
-        matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
+        !self.due.is_empty() || matches!(self.gateway(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
     }
 
     /// Whether the order is final, except for a refund.
@@ -40,7 +40,7 @@ impl OrderRow {
             ("lines", Some(self.lines.clone())),
             ("total", Some(self.total.to_string())),
             ("discount", Some(self.discount.to_string())),
-            ("final", Some(self.final_price.to_string())),
+            ("final", Some((self.final_price - self.refunded).to_string())),
             ("coupon", Some(number(self.coupon_id).unwrap_or_default())),
             ("placed_at", Some(self.placed_at.to_string())),
             ("expires_at", Some(self.expires_at.to_string())),
@@ -55,6 +55,9 @@ impl OrderRow {
             ("transaction", self.transaction_id.clone()),
             ("gateway", self.gateway().map(str::to_owned)),
             ("gateway_at", number(self.started_at).filter(|_| by_gateway)),
+            ("ordered", Some(self.ordered.clone()).filter(|_| self.refunds > 0)),
+            ("refunds", Some(self.refunds.to_string()).filter(|_| self.refunds > 0)),
+            ("due", Some(self.due.clone()).filter(|due| !due.is_empty())),
             ("key", of_gateway(&self.key_digest)),
             ("fingerprint", of_gateway(&self.key_fingerprint)),
         ];
@@ -86,15 +89,16 @@ pub async fn orders_in_dead_letters(db: &Connection, partition: u16, orders: &[i
     Ok(found.iter().filter_map(|id| id.parse().ok()).collect())
 }
 
-/// The status of an order that is no longer PENDING, and whether it was refunded.
+/// The status of an order that is no longer PENDING, with the number of refunded parts if it is PAID, as `order_evict.lua` compares
+/// it; and whether the order, or a part of it, was refunded.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn ended(db: &Connection, order: OrderId) -> Result<Option<(OrderStatus, bool)>, Error> {
+pub async fn ended(db: &Connection, order: OrderId) -> Result<Option<(String, bool)>, Error> {
     let query = sqlx::query_as(
-        "SELECT status, coalesce(close_reason = 'REFUNDED', false) FROM orders WHERE id = $1 AND status <> 'PENDING'",
+        "SELECT CASE WHEN status = 'PAID' AND refunds > 0 THEN status || ':' || refunds ELSE status END,
+             coalesce(close_reason = 'REFUNDED', false) OR refunds > 0
+         FROM orders WHERE id = $1 AND status <> 'PENDING'",
     );
-    let pool = db.get_postgres_connection_pool();
-    let ended: Option<(String, bool)> = query.bind(order.get()).fetch_optional(pool).await.map_err(translate_sqlx)?;
-    Ok(ended.and_then(|(status, refunded)| Some((status.parse().ok()?, refunded))))
+    query.bind(order.get()).fetch_optional(db.get_postgres_connection_pool()).await.map_err(translate_sqlx)
 }

@@ -22,6 +22,15 @@ row! {
     ResolutionRow { order_id: i64, operator: String, reason: String, }
 }
 
+row! {
+    /// A refunded part of an order, with its order and payment.
+    PartRow {
+        order_id: i64, part: i32, amount: i64, lines: String, quarantined: bool, refunded_by: Option<String>,
+        reason: Option<String>, status: String, refunded_at: i64, ended_at: Option<i64>, user_id: i64, refunds: i32,
+        day: Option<String>, receipt: String, method: String,
+    }
+}
+
 /// The tables of records that are created by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreatedKind {
@@ -50,6 +59,19 @@ impl Snapshot {
         let query =
             sqlx::query_as("SELECT stream_id, seq FROM dead_letters WHERE partition = $1 AND stream_id = ANY($2)");
         query.bind(i32::from(here.0)).bind(entries).fetch_all(self.connection()).await
+    }
+
+    /// The refunded parts of these orders.
+    pub async fn parts(&mut self, orders: &[i64]) -> sqlx::Result<Vec<PartRow>> {
+        let query = sqlx::query_as(
+            "SELECT order_id, part, r.amount, lines, quarantined, r.refunded_by, reason, r.status,
+                 (extract(epoch FROM refunded_at) * 1000)::bigint AS refunded_at,
+                 (extract(epoch FROM r.ended_at) * 1000)::bigint AS ended_at, o.user_id, refunds,
+                 to_char(sold_on, 'YYYYMMDD') AS day, receipt, method
+             FROM order_refunds AS r JOIN orders AS o ON o.id = r.order_id JOIN payments AS p USING (order_id)
+             WHERE order_id = ANY($1)",
+        );
+        query.bind(orders).fetch_all(self.connection()).await
     }
 
     /// Those of these balance entries that PostgreSQL does not have as they are: user and number.

@@ -217,7 +217,7 @@ impl Snapshot {
 
     pub async fn products_of(&mut self, ids: &[i64]) -> sqlx::Result<Vec<ProductRow>> {
         sqlx::query_as(concat!(
-            "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked, price_version, ",
+            "SELECT id, name, category, price, on_sale, held, sold, withheld, quarantined, allotted, stocked, price_version, ",
             terms_sql!(""),
             " FROM products WHERE id = ANY($1)"
         ))
@@ -259,7 +259,7 @@ impl Snapshot {
         products: &[i64],
     ) -> sqlx::Result<Vec<PartitionStockRow>> {
         sqlx::query_as(
-            "SELECT product_id, partition, on_sale, held, sold, withheld, received, returned, surrendered, 0::bigint AS price,
+            "SELECT product_id, partition, on_sale, held, sold, withheld, quarantined, received, returned, surrendered, 0::bigint AS price,
                  0::bigint AS price_version, '' AS terms
              FROM partition_stock WHERE partition = $1 AND product_id = ANY($2)",
         )
@@ -329,11 +329,12 @@ impl Snapshot {
         first: &str,
     ) -> sqlx::Result<Vec<RankRow>> {
         let query = sqlx::query_as(
-            "SELECT to_char(day, 'YYYYMMDD') AS day, $4::integer AS partition, product_id, sum(quantity)::bigint AS units,
-                 sum(quantity * price)::bigint AS won
+            "SELECT to_char(day, 'YYYYMMDD') AS day, $4::integer AS partition, product_id,
+                 sum(quantity - refunded)::bigint AS units, sum((quantity - refunded) * price)::bigint AS won
              FROM (SELECT id, coalesce(sold_on, (paid_at AT TIME ZONE $1)::date) AS day FROM orders WHERE status = 'PAID') AS o
              JOIN order_lines ON order_id = o.id
-             WHERE day >= to_date($2, 'YYYYMMDD') AND id % $3 = $4 GROUP BY 1, 3",
+             WHERE day >= to_date($2, 'YYYYMMDD') AND id % $3 = $4
+             GROUP BY 1, 3 HAVING sum(quantity - refunded) > 0",
         );
         let query = query.bind(zone).bind(first).bind(i64::from(partitions)).bind(i32::from(partition));
         query.fetch_all(self.connection()).await

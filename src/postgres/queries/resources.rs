@@ -99,22 +99,27 @@ async fn with_lines_and_payments(db: &Connection, rows: Vec<orders::Model>) -> R
         .map_err(translate)?;
     let payments = payments::Entity::find().filter(payments::Column::OrderId.is_in(ids));
     let payments = payments.filter(payments::Column::PaidAt.is_not_null()).all(db).await.map_err(translate)?;
-    let mut lines_of: HashMap<i64, Vec<OrderLine>> = HashMap::new();
+    let mut lines_of: HashMap<i64, (Vec<OrderLine>, Vec<OrderLine>)> = HashMap::new();
     for line in lines {
         let Some(product_id) = ProductId::new(line.product_id) else { continue };
         let limit = line.limit_group.as_deref().map(parse_name).transpose()?;
         let line_of_order = OrderLine { product_id, quantity: line.quantity, price: line.price, limit };
-        lines_of.entry(line.order_id).or_default().push(line_of_order);
+        let (lines, left) = lines_of.entry(line.order_id).or_default();
+        lines.push(line_of_order);
+        if line.quantity > line.refunded {
+            left.push(OrderLine { quantity: line.quantity - line.refunded, ..line_of_order });
+        }
     }
     let mut payment_of: HashMap<i64, payments::Model> = payments.into_iter().map(|row| (row.order_id, row)).collect();
     rows.into_iter()
         .map(|row| {
+            let (lines, left) = lines_of.remove(&row.id).unwrap_or_default();
             let payment = payment_of.remove(&row.id).map(order_payment).transpose()?.flatten();
             Ok(Order {
                 order_id: OrderId::new(row.id).ok_or_else(|| Error::Internal(anyhow!("an order without an id")))?,
                 user_id: UserId::new(row.user_id).ok_or_else(|| Error::Internal(anyhow!("an order without a user")))?,
                 status: parse_name(&row.status)?,
-                lines: lines_of.remove(&row.id).unwrap_or_default(),
+                lines,
                 total: row.total,
                 discount: row.discount,
                 final_price: row.final_price,
@@ -124,6 +129,8 @@ async fn with_lines_and_payments(db: &Connection, rows: Vec<orders::Model>) -> R
                 payment,
                 closed_at: row.closed_at.map(Millis::from),
                 close_reason: row.close_reason.as_deref().map(parse_name).transpose()?,
+                left,
+                left_price: row.final_price - row.refunded,
             })
         })
         .collect()

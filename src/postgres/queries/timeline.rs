@@ -3,14 +3,19 @@
 use sqlx::{Row as _, postgres::PgRow};
 
 use crate::{
-    model::{DeadLetter, DeadLetterId, Error, Millis, OrderId, OrderTrace, PaymentTrace, UserId},
+    model::{
+        DeadLetter, DeadLetterId, Error, Millis, OrderId, OrderTrace, PaymentTrace, RefundTrace, UserId,
+        event::unpack_lines,
+    },
     postgres::{Connection, translate_sqlx},
 };
 
 /// Dead letters in one read.
 const MAX_DEAD_LETTERS: i64 = 20;
-/// Balance entries of one order: usually one payment, and one refund.
+/// Balance entries of one order: usually one payment, and one refund. Of many refunds the oldest.
 const MAX_ENTRIES: i64 = 20;
+/// Refunded parts of one order.
+const MAX_REFUNDS: i64 = 100;
 
 /// The records of an order; `None` if PostgreSQL does not have the order (yet).
 ///
@@ -18,18 +23,20 @@ const MAX_ENTRIES: i64 = 20;
 /// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn order(db: &Connection, order: OrderId) -> Result<Option<OrderTrace>, Error> {
     let pool = db.get_postgres_connection_pool();
-    type OrderRow = (i64, String, i64, i64, Option<i64>, Option<i64>, Option<String>);
+    type OrderRow = (i64, String, i64, i64, Option<i64>, Option<i64>, Option<String>, Option<String>, Option<String>);
     let row: Option<OrderRow> = sqlx::query_as(
         "SELECT user_id, status, (extract(epoch FROM placed_at) * 1000)::bigint,
              (extract(epoch FROM expires_at) * 1000)::bigint, (extract(epoch FROM paid_at) * 1000)::bigint,
-             (extract(epoch FROM closed_at) * 1000)::bigint, close_reason
+             (extract(epoch FROM closed_at) * 1000)::bigint, close_reason, refunded_by, refunded_because
          FROM orders WHERE id = $1",
     )
     .bind(order.get())
     .fetch_optional(pool)
     .await
     .map_err(translate_sqlx)?;
-    let Some((user, status, placed_at, expires_at, paid_at, closed_at, close_reason)) = row else { return Ok(None) };
+    let Some((user, status, placed_at, expires_at, paid_at, closed_at, close_reason, by, because)) = row else {
+        return Ok(None);
+    };
     let payment = sqlx::query(
         "SELECT id, payment_type, method, status, amount, receipt, transaction_id, resolved_by, resolved_because,
              (extract(epoch FROM started_at) * 1000)::bigint AS started_at,
@@ -52,6 +59,18 @@ pub async fn order(db: &Connection, order: OrderId) -> Result<Option<OrderTrace>
     .fetch_all(pool)
     .await
     .map_err(translate_sqlx)?;
+    let refunds = sqlx::query(
+        "SELECT part, amount, lines, quarantined, refunded_by, reason, status,
+             (extract(epoch FROM refunded_at) * 1000)::bigint AS refunded_at,
+             (extract(epoch FROM ended_at) * 1000)::bigint AS ended_at
+         FROM order_refunds WHERE order_id = $1 ORDER BY part DESC LIMIT $2",
+    )
+    .bind(order.get())
+    .bind(MAX_REFUNDS)
+    .fetch_all(pool)
+    .await
+    .and_then(|rows| rows.iter().map(refund_trace).collect::<sqlx::Result<Vec<_>>>())
+    .map_err(translate_sqlx)?;
     Ok(Some(OrderTrace {
         status,
         placed_at: Millis(placed_at),
@@ -59,9 +78,25 @@ pub async fn order(db: &Connection, order: OrderId) -> Result<Option<OrderTrace>
         paid_at: paid_at.map(Millis),
         closed_at: closed_at.map(Millis),
         close_reason,
+        refunded_by: by.map(|operator| (operator, because.unwrap_or_default())),
         payment,
+        refunds,
         entries: entries.into_iter().map(|(no, kind, amount, at)| (no, kind, amount, Millis(at))).collect(),
     }))
+}
+
+fn refund_trace(row: &PgRow) -> sqlx::Result<RefundTrace> {
+    let (operator, reason): (Option<String>, Option<String>) = (row.try_get("refunded_by")?, row.try_get("reason")?);
+    Ok(RefundTrace {
+        part: row.try_get("part")?,
+        amount: row.try_get("amount")?,
+        lines: unpack_lines(row.try_get("lines")?).unwrap_or_default(),
+        quarantined: row.try_get("quarantined")?,
+        operator: operator.map(|operator| (operator, reason.unwrap_or_default())),
+        status: row.try_get("status")?,
+        refunded_at: Millis(row.try_get("refunded_at")?),
+        ended_at: row.try_get::<Option<i64>, _>("ended_at")?.map(Millis),
+    })
 }
 
 fn payment_trace(row: &PgRow) -> sqlx::Result<PaymentTrace> {

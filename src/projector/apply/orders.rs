@@ -5,24 +5,28 @@ use std::collections::HashSet;
 use super::{Apply, ApplyError, column, ms, optional_ms};
 use crate::{
     model::{CountedLimit, event},
-    projector::batch::{Batch, OrderState},
+    projector::batch::{Batch, OrderState, PartInsert},
 };
 
 pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_orders;
-    let state = |o: &event::OrderPlaced| batch.orders.get(&o.order.get()).copied().unwrap_or(OrderState::PENDING);
+    let state = |o: &event::OrderPlaced| batch.orders.get(&o.order.get()).cloned().unwrap_or(OrderState::PENDING);
+    let (by, because) = (|state: &OrderState| refunded_by(state).0, |state: &OrderState| refunded_by(state).1);
     db.run(
         "new orders",
         new.len(),
         // The join replaces the foreign key to the users.
         "INSERT INTO orders (id, user_id, total, discount, final_price, coupon_id, placed_at, expires_at, status, paid_at,
-             closed_at, close_reason, sold_on)
+             closed_at, close_reason, sold_on, refunded_by, refunded_because)
          SELECT new.id, user_id, total, discount, final, NULLIF(coupon, 0), to_timestamp(at::float8 / 1000),
              to_timestamp(expires::float8 / 1000), status, to_timestamp(NULLIF(paid_at, 0)::float8 / 1000),
-             to_timestamp(NULLIF(closed_at, 0)::float8 / 1000), NULLIF(reason, ''), NULLIF(sold_on, '')::date
+             to_timestamp(NULLIF(closed_at, 0)::float8 / 1000), NULLIF(reason, ''), NULLIF(sold_on, '')::date,
+             NULLIF(by_operator, ''), NULLIF(because, '')
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-                     $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::text[], $13::text[])
-             AS new (id, user_id, total, discount, final, coupon, at, expires, status, paid_at, closed_at, reason, sold_on)
+                     $8::bigint[], $9::text[], $10::bigint[], $11::bigint[], $12::text[], $13::text[], $14::text[],
+                     $15::text[])
+             AS new (id, user_id, total, discount, final, coupon, at, expires, status, paid_at, closed_at, reason, sold_on,
+                     by_operator, because)
          JOIN users ON users.id = new.user_id",
         vec![
             column!(new, (o, _) => o.order.get()),
@@ -38,6 +42,8 @@ pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErr
             column!(new, (o, _) => optional_ms(state(o).closed_at)),
             column!(new, (o, _) => state(o).reason.map_or("", |reason| reason.as_str()).to_owned()),
             column!(new, (o, _) => state(o).sold_on.map(|day| day.to_string()).unwrap_or_default()),
+            column!(new, (o, _) => by(&state(o))),
+            column!(new, (o, _) => because(&state(o))),
         ],
     )
     .await?;
@@ -72,9 +78,10 @@ pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErr
         "UPDATE orders SET status = new.status,
              paid_at = coalesce(to_timestamp(NULLIF(new.paid_at, 0)::float8 / 1000), orders.paid_at),
              closed_at = to_timestamp(NULLIF(new.closed_at, 0)::float8 / 1000), close_reason = NULLIF(new.reason, ''),
-             sold_on = coalesce(NULLIF(new.sold_on, '')::date, orders.sold_on)
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
-             AS new (id, status, paid_at, closed_at, reason, sold_on)
+             sold_on = coalesce(NULLIF(new.sold_on, '')::date, orders.sold_on),
+             refunded_by = NULLIF(by_operator, ''), refunded_because = NULLIF(because, '')
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[])
+             AS new (id, status, paid_at, closed_at, reason, sold_on, by_operator, because)
          WHERE orders.id = new.id",
         vec![
             column!(states, (id, _) => **id),
@@ -83,6 +90,88 @@ pub(super) async fn orders(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErr
             column!(states, (_, state) => optional_ms(state.closed_at)),
             column!(states, (_, state) => state.reason.map_or("", |reason| reason.as_str()).to_owned()),
             column!(states, (_, state) => state.sold_on.map(|day| day.to_string()).unwrap_or_default()),
+            column!(states, (_, state) => by(state)),
+            column!(states, (_, state) => because(state)),
+        ],
+    )
+    .await?;
+    refunds(db, batch).await
+}
+
+/// The operator who refunded an order, and the reason; empty without one.
+fn refunded_by(state: &OrderState) -> (String, String) {
+    state.refunded_by.clone().unwrap_or_default()
+}
+
+/// The refunded parts of orders.
+async fn refunds(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let refunds: Vec<_> = batch.refunds.iter().collect();
+    db.run(
+        "refunded orders",
+        refunds.len(),
+        "UPDATE orders SET refunded = orders.refunded + new.amount, refunds = orders.refunds + new.parts
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (id, amount, parts) WHERE orders.id = new.id",
+        vec![
+            column!(refunds, (id, _) => **id),
+            column!(refunds, (_, delta) => delta.amount),
+            column!(refunds, (_, delta) => delta.parts),
+        ],
+    )
+    .await?;
+    let lines: Vec<_> = batch.refunded_lines.iter().collect();
+    db.run(
+        "refunded lines",
+        lines.len(),
+        "UPDATE order_lines AS l SET refunded = l.refunded + new.refunded, quarantined = l.quarantined + new.quarantined
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) AS new (id, product, refunded, quarantined)
+         WHERE l.order_id = new.id AND l.product_id = new.product",
+        vec![
+            column!(lines, ((order, _), _) => *order),
+            column!(lines, ((_, product), _) => *product),
+            column!(lines, (_, delta) => delta.refunded),
+            column!(lines, (_, delta) => delta.quarantined),
+        ],
+    )
+    .await?;
+    let parts: Vec<_> = batch.parts.iter().collect();
+    let operator = |part: &PartInsert| part.operator.clone().unwrap_or_default();
+    db.run(
+        "refunded parts",
+        parts.len(),
+        // The join replaces a foreign key.
+        "INSERT INTO order_refunds (order_id, part, amount, lines, quarantined, refunded_by, reason, status, refunded_at, ended_at)
+         SELECT new.id, part, amount, lines, new.quarantined, NULLIF(by_operator, ''), NULLIF(because, ''),
+             CASE WHEN due THEN 'REFUND_DUE' ELSE 'REFUNDED' END, to_timestamp(at::float8 / 1000),
+             to_timestamp(NULLIF(ended_at, 0)::float8 / 1000)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::boolean[], $6::text[], $7::text[],
+                     $8::boolean[], $9::bigint[], $10::bigint[])
+             AS new (id, part, amount, lines, quarantined, by_operator, because, due, at, ended_at)
+         JOIN orders ON orders.id = new.id",
+        vec![
+            column!(parts, ((order, _), _) => *order),
+            column!(parts, ((_, part), _) => *part),
+            column!(parts, (_, part) => part.amount),
+            column!(parts, (_, part) => part.lines.clone()),
+            column!(parts, (_, part) => part.quarantined),
+            column!(parts, (_, part) => operator(part).0),
+            column!(parts, (_, part) => operator(part).1),
+            column!(parts, (_, part) => part.due),
+            column!(parts, (_, part) => ms(part.at)),
+            column!(parts, (_, part) => optional_ms(part.ended_at)),
+        ],
+    )
+    .await?;
+    let ended: Vec<_> = batch.ended_parts.iter().collect();
+    db.run(
+        "ended parts",
+        ended.len(),
+        "UPDATE order_refunds AS r SET status = 'REFUNDED', ended_at = to_timestamp(at::float8 / 1000)
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (id, part, at)
+         WHERE r.order_id = new.id AND r.part = new.part",
+        vec![
+            column!(ended, ((order, _), _) => *order),
+            column!(ended, ((_, part), _) => *part),
+            column!(ended, (_, at) => ms(**at)),
         ],
     )
     .await

@@ -73,9 +73,11 @@ pub(super) async fn products(
         units.len(),
         "UPDATE products SET on_sale = products.on_sale + new.on_sale, held = products.held + new.held,
              sold = products.sold + new.sold, withheld = products.withheld + new.withheld,
-             allotted = products.allotted + new.allotted, stocked = products.stocked + new.stocked
-         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
-             AS new (id, on_sale, held, sold, withheld, allotted, stocked)
+             allotted = products.allotted + new.allotted, stocked = products.stocked + new.stocked,
+             quarantined = products.quarantined + new.quarantined
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                     $8::bigint[])
+             AS new (id, on_sale, held, sold, withheld, allotted, stocked, quarantined)
          WHERE products.id = new.id",
         vec![
             column!(units, (id, _) => **id),
@@ -85,6 +87,7 @@ pub(super) async fn products(
             column!(units, (_, u) => u.withheld),
             column!(units, (_, u) => u.allotted),
             column!(units, (_, u) => u.stocked),
+            column!(units, (_, u) => u.quarantined),
         ],
     )
     .await?;
@@ -114,10 +117,11 @@ async fn transfers(
         units.len(),
         "UPDATE partition_stock AS p SET on_sale = p.on_sale + new.on_sale, held = p.held + new.held,
              sold = p.sold + new.sold, withheld = p.withheld + new.withheld, received = p.received + new.received,
-             returned = p.returned + new.returned, surrendered = p.surrendered + new.surrendered
+             returned = p.returned + new.returned, surrendered = p.surrendered + new.surrendered,
+             quarantined = p.quarantined + new.quarantined
          FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
-                     $9::bigint[])
-             AS new (id, on_sale, held, sold, withheld, received, returned, surrendered)
+                     $9::bigint[], $10::bigint[])
+             AS new (id, on_sale, held, sold, withheld, received, returned, surrendered, quarantined)
          WHERE p.product_id = new.id AND p.partition = $1",
         vec![
             i32::from(here.0).into(),
@@ -129,6 +133,7 @@ async fn transfers(
             column!(units, (id, _) => transfer(id).received),
             column!(units, (id, _) => transfer(id).returned),
             column!(units, (id, _) => transfer(id).surrendered),
+            column!(units, (_, u) => u.quarantined),
         ],
     )
     .await?;

@@ -17,6 +17,7 @@ mod idempotency;
 mod ids;
 mod orders;
 mod payments;
+mod refunds;
 mod transfers;
 
 pub use catalog::*;
@@ -24,6 +25,7 @@ pub use coupons::*;
 pub use ids::*;
 pub use orders::*;
 pub use payments::*;
+pub use refunds::*;
 pub use transfers::*;
 
 use super::{

@@ -4,7 +4,10 @@ use chrono::{Datelike, NaiveDate};
 use chrono_tz::Tz;
 
 use crate::{
-    model::*,
+    model::{
+        event::{pack_lines, unpack_lines},
+        *,
+    },
     redis::{
         Store,
         batchable::Batchable,
@@ -206,8 +209,10 @@ pub struct CloseOrder {
 /// Why an order is closed.
 #[derive(Clone, Debug)]
 pub enum Closing {
-    /// Its user cancels it; a PAID one, paid on this day, is refunded.
-    Cancel { paid_on: Option<NaiveDate> },
+    /// Its user cancels it; a PAID one, paid on this day and not longer ago than `within_ms`, is refunded.
+    Cancel { paid_on: Option<NaiveDate>, within_ms: i64 },
+    /// What is left of a PAID one, paid on this day, is refunded; with `only`, if these lines are left.
+    Refund { paid_on: Option<NaiveDate>, only: Option<Vec<OrderLine>>, terms: RefundTerms },
     /// Its hold has expired.
     Expire,
     /// The gateway declined the payment with this receipt; `ask_again_in_ms` if the gateway was not certain.
@@ -218,7 +223,8 @@ impl CloseOrder {
     /// Writes the keys and arguments after those that [`Store::begin`] writes.
     fn write(&self, keys: Keys, invocation: &mut Invocation) {
         let (why, day, receipt, ask_again_in_ms) = match &self.closing {
-            Closing::Cancel { paid_on } => ("CANCEL", *paid_on, "", None),
+            Closing::Cancel { paid_on, .. } => ("CANCEL", *paid_on, "", None),
+            Closing::Refund { paid_on, .. } => ("REFUND", *paid_on, "", None),
             Closing::Expire => ("EXPIRE", None, "", None),
             Closing::Decline { receipt, ask_again_in_ms } => ("DECLINE", None, receipt.as_str(), *ask_again_in_ms),
         };
@@ -226,21 +232,37 @@ impl CloseOrder {
         invocation.key(keys.user(self.user_id)).key(keys.order(self.order_id)).key(keys.expiry());
         invocation.key(keys.stock()).key(keys.held()).key(keys.sold());
         invocation.key(keys.rank_units(ranked)).key(keys.rank_won(ranked)).key(keys.gateway()).key(keys.withheld());
-        invocation.key(keys.freed());
+        invocation.key(keys.freed()).key(keys.quarantined());
         invocation.arg(self.order_id.get()).arg(self.user_id.get()).arg(why);
         invocation.arg(day.map(|day| day.format(DAY_FORMAT).to_string()).unwrap_or_default());
         invocation.arg(day.map_or(0, |day| ranked_until(day).0)).arg(receipt);
         invocation.arg(ask_again_in_ms.map(|delay| delay.to_string()).unwrap_or_default());
+        match &self.closing {
+            Closing::Refund { only, terms, .. } => {
+                let RefundTerms { within_ms, restock, operator } = terms;
+                invocation.arg(within_ms.map(|window| window.to_string()).unwrap_or_default());
+                invocation.arg(only.as_deref().map(pack_lines).unwrap_or_default()).arg(restocked(*restock));
+                let (operator, reason) = operator.as_ref().map_or(("", ""), |(operator, reason)| (operator, reason));
+                invocation.arg(operator).arg(reason);
+            }
+            Closing::Cancel { within_ms, .. } => drop(invocation.arg(within_ms).arg("").arg("1").arg("").arg("")),
+            Closing::Expire | Closing::Decline { .. } => {
+                invocation.arg("").arg("").arg("1").arg("").arg("");
+            }
+        }
     }
 }
 
-/// An order after it was closed.
-#[derive(Clone, Copy, Debug)]
+/// An order after it was closed, or after a part of it was refunded.
+#[derive(Clone, Debug)]
 pub struct Closed {
     pub status: OrderStatus,
-    pub reason: CloseReason,
-    /// `None` of an order that a gateway declined.
+    /// `None` of an order of which something is left.
+    pub reason: Option<CloseReason>,
+    /// `None` also of an order that a gateway declined.
     pub closed_at: Option<Millis>,
+    /// What is left of an order that is still PAID: the lines, and their price.
+    pub left: Option<(Vec<OrderLine>, Won)>,
 }
 
 impl Store {
@@ -348,28 +370,48 @@ impl Store {
     /// another day.
     ///
     /// # Errors
-    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], and the [shared refusals](super#shared-refusals).
+    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyClosed`], [`Error::RefundWindowClosed`], [`Error::InvalidOrder`] of a refund
+    /// if the order is not PAID, and the [shared refusals](super#shared-refusals).
     pub async fn order_close(&self, call: &Call, close: &CloseOrder) -> Result<Option<Reply<Closed>>, Error> {
         let owner = self.owner(close.order_id.get());
         let mut invocation = self.begin(call, &script::ORDER_CLOSE, owner);
         close.write(Keys(owner), &mut invocation);
         let reply = self.decide(call, owner, &invocation).await?;
-        let closed = match reply.code {
-            ReplyCode::Closed => Closed {
-                status: parse_word(&reply.get::<String>(0)?)?,
-                reason: parse_word(&reply.get::<String>(1)?)?,
-                closed_at: Some(Millis(reply.get(2)?)),
-            },
-            ReplyCode::Declined => {
-                Closed { status: OrderStatus::Failed, reason: CloseReason::PaymentDeclined, closed_at: None }
-            }
-            ReplyCode::Stale | ReplyCode::NotDue | ReplyCode::AlreadyPaid => return Ok(None),
-            ReplyCode::OrderNotFound => return Err(Error::OrderNotFound),
-            ReplyCode::AlreadyClosed => return Err(Error::OrderAlreadyClosed),
-            _ => return Err(reply.unexpected()),
-        };
-        Ok(Some(reply.with(closed)))
+        closed(&reply)
     }
+}
+
+/// An order after it was closed, or a part of it refunded; `None` if it was not as the caller found it.
+pub(super) fn closed(reply: &ScriptReply) -> Result<Option<Reply<Closed>>, Error> {
+    let closed = match reply.code {
+        ReplyCode::Closed => Closed {
+            status: parse_word(&reply.get::<String>(0)?)?,
+            reason: Some(parse_word(&reply.get::<String>(1)?)?),
+            closed_at: Some(Millis(reply.get(2)?)),
+            left: None,
+        },
+        ReplyCode::Refunded => {
+            let lines = unpack_lines(&reply.get::<String>(0)?).ok_or_else(|| reply.unexpected())?;
+            let left = Some((lines, reply.get(1)?));
+            Closed { status: OrderStatus::Paid, reason: None, closed_at: None, left }
+        }
+        ReplyCode::Declined => {
+            let reason = Some(CloseReason::PaymentDeclined);
+            Closed { status: OrderStatus::Failed, reason, closed_at: None, left: None }
+        }
+        ReplyCode::Stale | ReplyCode::NotDue | ReplyCode::AlreadyPaid => return Ok(None),
+        ReplyCode::OrderNotFound => return Err(Error::OrderNotFound),
+        ReplyCode::AlreadyClosed => return Err(Error::OrderAlreadyClosed),
+        ReplyCode::WindowClosed => return Err(Error::RefundWindowClosed),
+        ReplyCode::NotPaid | ReplyCode::NotRefundable => return Err(Error::InvalidOrder),
+        _ => return Err(reply.unexpected()),
+    };
+    Ok(Some(reply.with(closed)))
+}
+
+/// How scripts are told whether refunded units come back on sale.
+pub(super) fn restocked(restock: bool) -> &'static str {
+    if restock { "1" } else { "0" }
 }
 
 /// The end of a payment, from the balance or through a gateway.

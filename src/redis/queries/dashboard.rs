@@ -45,27 +45,28 @@ impl Store {
         let elsewhere = self.all_but(here).map(|other| self.units_of(other, ids));
         let (mut shelves, elsewhere) = tokio::try_join!(self.own_shelves(here, ids), try_join_all(elsewhere))?;
         for units in elsewhere {
-            for (shelf, [on_sale, held, sold, withheld]) in shelves.iter_mut().zip(units) {
+            for (shelf, [on_sale, held, sold, withheld, quarantined]) in shelves.iter_mut().zip(units) {
                 let Some(shelf) = shelf else { continue };
                 shelf.on_sale += on_sale;
                 shelf.held += held;
                 shelf.sold += sold;
                 shelf.withheld += withheld;
+                shelf.quarantined += quarantined;
             }
         }
         Ok(shelves)
     }
 
-    /// The units on sale, held, sold and withheld that a partition has of these products of another one.
-    async fn units_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<[i64; 4]>, Error> {
+    /// The units on sale, held, sold, withheld and quarantined that a partition has of these products of another one.
+    async fn units_of(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<[i64; 5]>, Error> {
         let keys = Keys(here);
         let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
         let mut read = redis::pipe();
         read.atomic();
-        for counter in [keys.stock(), keys.held(), keys.sold(), keys.withheld()] {
+        for counter in [keys.stock(), keys.held(), keys.sold(), keys.withheld(), keys.quarantined()] {
             read.cmd("HMGET").arg(counter).arg(&numbers);
         }
-        let columns: [Vec<Option<i64>>; 4] = self.pipe(here, &read).await?;
+        let columns: [Vec<Option<i64>>; 5] = self.pipe(here, &read).await?;
         let count = |column: &Vec<Option<i64>>, place: usize| column.get(place).copied().flatten().unwrap_or_default();
         Ok((0..ids.len()).map(|place| columns.each_ref().map(|column| count(column, place))).collect())
     }
@@ -74,7 +75,7 @@ impl Store {
     async fn own_shelves(&self, here: Partition, ids: &[ProductId]) -> Result<Vec<Option<ShelvedProduct>>, Error> {
         let keys = Keys(here);
         let numbers: Vec<i64> = ids.iter().map(|id| id.get()).collect();
-        let counters = [keys.stock(), keys.held(), keys.sold(), keys.withheld()];
+        let counters = [keys.stock(), keys.held(), keys.sold(), keys.withheld(), keys.quarantined()];
         let mut read = redis::pipe();
         read.atomic();
         for counter in &counters {
@@ -104,6 +105,7 @@ impl Store {
                 held: count(1).unwrap_or(0),
                 sold: count(2).unwrap_or(0),
                 withheld: count(3).unwrap_or(0),
+                quarantined: count(4).unwrap_or(0),
                 terms,
                 read_at,
             })

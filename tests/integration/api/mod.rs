@@ -11,6 +11,7 @@ pub mod openapi;
 mod orders;
 mod payments;
 mod products;
+mod refunds;
 mod smoke;
 pub mod tokens;
 mod unknown_fields;

@@ -66,7 +66,7 @@ async fn coupon_of_other_partition_used_and_given_back() {
     let twice = engine.place_order(&call(None), order.clone()).await;
     assert!(matches!(twice, Err(Error::InvalidCoupon)), "{twice:?}");
     assert_eq!(shop.stock().await, 3);
-    engine.cancel_order(&call(None), placed.order_id, shop.user).await.unwrap();
+    engine.cancel_order(&call(None), placed.order_id, shop.user, None).await.unwrap();
     assert_eq!(coupons().await, [(1, CouponStatus::Available)]);
     let placed = engine.place_order(&call(None), order).await.unwrap().value;
     let payment = NewPayment {
@@ -239,7 +239,7 @@ async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
     assert_eq!(shop.test.clock.now().day(chrono_tz::Asia::Seoul), sold_on + Days::new(1));
     assert_eq!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().len(), 1);
     assert!(engine.popular(RankingScope::Today, 5).await.unwrap().is_empty());
-    engine.cancel_order(&call, placed.order_id, shop.user).await.unwrap();
+    engine.cancel_order(&call, placed.order_id, shop.user, None).await.unwrap();
     assert!(engine.popular(RankingScope::ThreeDays, 5).await.unwrap().is_empty());
     assert_eq!(shop.stock().await, 5);
     shop.test.finish().await;

@@ -342,3 +342,74 @@ async fn mixed_load_keeps_invariants_across_partitions() {
         mixed_load(partitions).await;
     }
 }
+
+/// Many requests refund the last units of a line at once: as many win as there are units, and the money is exact.
+async fn refund_more_than_the_units(partitions: u16) {
+    let test = TestApp::with(Options { partitions, ..Options::default() }).await;
+    let user = test.user(1_000_000).await;
+    let (shoe, sock) = (test.product(10_007, 20).await, test.product(13, 20).await);
+    let lines = json!([{"productId": shoe, "quantity": 5}, {"productId": sock, "quantity": 3}]);
+    let placed = test.post("/api/v1/orders", json!({"userId": user, "orderProducts": lines})).await.ok();
+    let (order, price) = (placed["orderId"].as_i64().unwrap(), placed["finalPrice"].as_i64().unwrap());
+    test.pay(order, user, "CARD", price).await.ok();
+    let refunds = concurrently((0..40).map(async |_| test.refund_lines(order, user, &[(shoe, 1)]).await)).await;
+    assert_eq!((count(&refunds, 200), count(&refunds, 400)), (5, 35));
+    let shown = test.get(&format!("/api/v1/orders/{order}")).await.ok();
+    assert_eq!((&shown["orderStatus"], &shown["refundedPrice"]), (&json!("PAID"), &json!(5 * 10_007)));
+    // The rest as lines and as a whole: one closes the order.
+    let (lines, wholes) = tokio::join!(
+        concurrently((0..10).map(async |_| test.refund_lines(order, user, &[(sock, 3)]).await)),
+        concurrently((0..10).map(|_| test.cancel(order, user)))
+    );
+    assert_eq!(count(&lines, 200) + count(&wholes, 200), 1);
+    lines
+        .iter()
+        .chain(&wholes)
+        .filter(|reply| reply.status != 200)
+        .for_each(|r| r.refused(409, "ORDER_ALREADY_CLOSED"));
+    assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_000_000);
+    test.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_refunds_of_a_line_refund_its_units_once() {
+    for partitions in [1, 3] {
+        refund_more_than_the_units(partitions).await;
+    }
+}
+
+/// Refunds of parts race payments, cancellations and the expiry of the same orders: each order ends in one way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn refunds_race_payment_and_expiry_without_half_effects() {
+    for partitions in [1, 3] {
+        let options = Options { partitions, max_open_orders: 1000, ..Options::default() };
+        let test = TestApp::with(options).await;
+        let (user, product) = (test.user(1_000_000).await, test.product(100, 1_000).await);
+        let mut orders = Vec::new();
+        for _ in 0..30 {
+            orders.push(test.place(user, product, 3).await);
+        }
+        test.clock.advance(600_000);
+        let (paid, refunds, cancelled, swept) = tokio::join!(
+            concurrently(orders.iter().map(|order| test.pay(*order, user, "CARD", 300))),
+            concurrently(orders.iter().map(async |order| test.refund_lines(*order, user, &[(product, 1)]).await)),
+            concurrently(orders.iter().skip(20).map(|order| test.cancel(*order, user))),
+            test.engine.sweep()
+        );
+        swept.unwrap();
+        let statuses = |replies: &[Reply]| replies.iter().map(|reply| reply.status.as_u16()).collect::<BTreeSet<_>>();
+        for replies in [&paid, &refunds, &cancelled] {
+            assert!(statuses(replies).is_subset(&BTreeSet::from([200, 400, 409])), "{:?}", statuses(replies));
+        }
+        let mut sold = 0;
+        for order in &orders {
+            let shown = test.get(&format!("/api/v1/orders/{order}")).await.ok();
+            let refunded = shown["orderProducts"][0]["refundedQuantity"].as_i64().unwrap();
+            assert_eq!(shown["refundedPrice"], refunded * 100, "{shown}");
+            sold += if shown["orderStatus"] == "PAID" { 3 - refunded } else { 0 };
+        }
+        assert_eq!(test.stock(product).await, 1_000 - sold);
+        assert_eq!(test.get(&format!("/api/v1/balances/{user}")).await.ok()["balance"], 1_000_000 - sold * 100);
+        test.finish().await;
+    }
+}

@@ -6,3 +6,4 @@ pub mod flow;
 mod fuzz_replies;
 mod http;
 mod outcomes;
+mod refunds;

@@ -40,6 +40,7 @@ const RARE: &[&str] = &[
     "kind payment_started order 7 user 3 payment 9 type CARD amount 500 receipt r-1 key 0a print 0b reply 7:RUNNING",
     "kind payment_ended order 7 receipt r-1 outcome REFUNDED",
     "kind payment_ended order 7 receipt r-1 outcome SETTLED transaction tx-1",
+    "kind refund_ended order 7 user 3 receipt r-1 part 1 refunds 2",
     "kind payment_resolved order 7 user 3 receipt r-1 outcome APPROVED operator kim why seen",
     "kind order_closed order 7 user 3 from PENDING status FAILED reason PAYMENT_DECLINED lines 1:2:300 coupon  \
      receipt r-1 watch 1 method GATEWAY credit 0 day ",

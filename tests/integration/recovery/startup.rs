@@ -168,7 +168,7 @@ async fn restart_resumes_position() {
     assert!(after > before.1 && after > before.0, "{after} {before:?}");
     let again = second.engine.place_order(&call(None), order(before.0)).await.unwrap().value;
     assert!(again.order_id > placed.order_id, "{again:?} {placed:?}");
-    second.engine.cancel_order(&call(None), placed.order_id, before.0).await.unwrap();
+    second.engine.cancel_order(&call(None), placed.order_id, before.0, None).await.unwrap();
     second.projector.drain().await.unwrap();
     invariants::check(&mut [stores.raw().await], &stores.db, 2, 0).await;
     second.db.close().await.unwrap();

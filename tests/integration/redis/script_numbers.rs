@@ -5,6 +5,7 @@ use firstcome::{
         CouponId, Discount, DiscountType, Error, MAX_SAFE_INTEGER, NewProduct, OrderConditions, OrderId, Partition,
         ProductId, ProductPatch, SaleTerms, UserId,
         event::{self, Body, Event},
+        share_of,
     },
     redis::{
         commands::{CloseOrder, Closing, CouponTerms, PlaceOrder, Placement, UserBatch},
@@ -244,8 +245,102 @@ async fn discount_equal_in_lua_and_rust() {
         assert_eq!((event.total, event.discount, event.final_price), (total, discount, final_price), "{case}");
         let record = test.store.order(order_id).await.unwrap().unwrap().order;
         assert_eq!((record.total, record.discount, record.final_price), (total, discount, final_price), "{case}");
-        let close = CloseOrder { order_id, user_id: user(1), closing: Closing::Cancel { paid_on: None } };
+        let close = CloseOrder {
+            order_id,
+            user_id: user(1),
+            closing: Closing::Cancel { paid_on: None, within_ms: 604_800_000 },
+        };
         test.store.order_close(&plain, &close).await.unwrap().unwrap();
+    }
+    test.finish().await;
+}
+
+/// Paid, value and total of shares near the bounds, and at random.
+fn shares() -> Vec<(i64, i64, i64)> {
+    let mut shares = vec![(0, 0, 0), (0, 5, 5), (5, 5, 5), (1, 1, MAX_SAFE_INTEGER)];
+    for total in [1, 2, 3, 7, 1 << 52, (1 << 52) + 1, MAX_SAFE_INTEGER - 1, MAX_SAFE_INTEGER] {
+        for paid in [0, 1, total / 3, total / 2, total - 1, total] {
+            shares.extend([0, 1, total / 3, total / 2, total - 1, total].map(|value| (paid, value, total)));
+        }
+    }
+    let total = proptest::prop_oneof![1..=1_000_i64, 1..=MAX_SAFE_INTEGER];
+    let share = (total, 0.0..=1.0_f64, 0.0..=1.0_f64).prop_map(|(total, paid, value)| {
+        let part = |of: f64| ((total as f64 * of) as i64).clamp(0, total);
+        (part(paid), part(value), total)
+    });
+    let mut runner = TestRunner::deterministic();
+    shares.extend((0..2_000).map(|_| share.new_tree(&mut runner).unwrap().current()));
+    shares
+}
+
+/// `lua/lib/shares.lua` divides in Lua, [`share_of`] in Rust.
+#[tokio::test]
+async fn share_equal_in_lua_and_rust() {
+    let test = TestApp::start().await;
+    let library = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/lua/lib/shares.lua")).unwrap();
+    let script = format!(
+        "{library}
+         local shares = {{}}
+         for i = 1, #ARGV, 3 do
+           local share = share_of(tonumber(ARGV[i]), tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]))
+           shares[#shares + 1] = string.format('%d', share)
+         end
+         return shares"
+    );
+    let (cases, mut redis) = (shares(), test.raw().await);
+    for cases in cases.chunks(500) {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(&script).arg(0);
+        for (paid, value, total) in cases {
+            eval.arg(paid).arg(value).arg(total);
+        }
+        let lua: Vec<i64> = eval.query_async(&mut redis).await.unwrap();
+        let rust: Vec<i64> = cases.iter().map(|(paid, value, total)| share_of(*paid, *value, *total)).collect();
+        assert_eq!(lua, rust);
+    }
+    test.finish().await;
+}
+
+/// Any sequence of parts of any order gives back exactly what was paid, and no part is negative.
+#[tokio::test]
+async fn parts_sum_to_what_was_paid() {
+    let price = || proptest::prop_oneof![0..=20_i64, 1..=2_000_i64, 900_000_000_000..=1_000_000_000_000_i64];
+    let lines = proptest::collection::vec((price(), 1..=6_i64), 1..=4);
+    let discount = proptest::prop_oneof![0..=3_i64, 0..=1_000_000_000_000_i64];
+    let parts = proptest::collection::vec((0..4_usize, 1..=3_i64), 40);
+    let sequence = (lines, discount, parts);
+    let (mut runner, test) = (TestRunner::deterministic(), TestApp::start().await);
+    rich_user(&test, 1, MAX_SAFE_INTEGER).await;
+    for _ in 0..40 {
+        let (lines, discount, parts) = sequence.new_tree(&mut runner).unwrap().current();
+        let mut left = Vec::new();
+        for (price, quantity) in lines {
+            left.push((test.product(price, 10).await, quantity));
+        }
+        let order = left.iter().map(|(id, n)| json!({"productId": id, "quantity": n})).collect::<Vec<_>>();
+        let coupon = test.campaign("FIXED", discount.max(1), 1).await;
+        test.issue(coupon, 1).await.ok();
+        let order = json!({"userId": 1, "orderProducts": order, "userCouponId": coupon});
+        let placed = test.post("/api/v1/orders", order).await.ok();
+        let (id, paid) = (placed["orderId"].as_i64().unwrap(), placed["finalPrice"].as_i64().unwrap());
+        test.pay(id, 1, "CARD", paid).await.ok();
+        let (mut refunded, mut closed) = (0, false);
+        // At the end the rest.
+        let rest = (0..left.len()).map(|line| (line, i64::MAX));
+        for (line, units) in parts.into_iter().chain(rest) {
+            let line = line % left.len();
+            let units = units.min(left[line].1);
+            if units == 0 {
+                continue;
+            }
+            left[line].1 -= units;
+            let shown = test.refund_lines(id, 1, &[(left[line].0, units)]).await.ok();
+            let now = shown["refundedPrice"].as_i64().unwrap();
+            assert!((refunded..=paid).contains(&now), "{refunded} and then {now} of {paid}");
+            (refunded, closed) = (now, shown["orderStatus"] == "CANCELLED");
+        }
+        assert_eq!((refunded, closed), (paid, true));
+        assert_eq!(test.get("/api/v1/balances/1").await.ok()["balance"], MAX_SAFE_INTEGER);
     }
     test.finish().await;
 }

@@ -31,6 +31,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("order_checkout", &["CHECKED_OUT"]),
     ("order_close", &["CLOSED", "DECLINED"]),
     ("order_pay", &["DECLINED", "PAID"]),
+    ("order_refund", &["REFUNDED"]),
     ("order_place", &["PLACED"]),
     ("order_restore", &["RESTORED"]),
     ("order_evict", &["EVICTED"]),
@@ -39,6 +40,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("payment_finish", &["FINISHED"]),
     ("payment_postpone", &["POSTPONED"]),
     ("payment_resolve", &["RESOLVED"]),
+    ("refund_finish", &["FINISHED"]),
     ("price_set", &["PRICE_SET"]),
     ("product_create", &["CREATED"]),
     ("product_update", &["UPDATED"]),
@@ -173,6 +175,7 @@ fn script_files_match_registered_scripts() {
             ("batch", "local function with_record"),
             ("holds", "local function unpack_lines"),
             ("placing", "local function judge"),
+            ("shares", "local function share_of"),
         ] {
             let asks = source.contains(&format!("--@include {include}\n"));
             assert_eq!(asks, source.contains(function), "{} {include}", script.name);

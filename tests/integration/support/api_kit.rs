@@ -33,6 +33,7 @@ const CODES: &[(&str, u16, &str)] = &[
     ("INTERNAL_SERVER_ERROR", 500, "서버 내부 오류가 발생했습니다."),
     ("NOT_ON_SALE", 409, "지금은 판매 중인 상품이 아닙니다."),
     ("PURCHASE_LIMIT_EXCEEDED", 409, "1인당 구매 가능 수량을 초과했습니다."),
+    ("REFUND_WINDOW_CLOSED", 409, "환불 가능 기간이 지났습니다."),
     ("UNAUTHORIZED", 401, ""),
     ("INVALID_TOKEN", 401, ""),
     ("FORBIDDEN", 403, ""),

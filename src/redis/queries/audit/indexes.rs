@@ -257,6 +257,7 @@ pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
             | KeyKind::Held
             | KeyKind::Sold
             | KeyKind::Withheld
+            | KeyKind::Quarantined
             | KeyKind::Expiry
             | KeyKind::Gateway
             | KeyKind::Allotted

@@ -25,8 +25,8 @@ pub struct UserSeen {
 #[derive(Debug, Default)]
 pub struct ProductSeen {
     pub fields: HashFields,
-    /// Its fields in `price`, `stock`, `held`, `sold`, `withheld` and `price_version`.
-    pub counters: [Option<String>; 6],
+    /// Its fields in `price`, `stock`, `held`, `sold`, `withheld`, `quarantined` and `price_version`.
+    pub counters: [Option<String>; 7],
     /// For each partition the units that its own partition gave to it, took back, and took back withheld.
     pub given: Vec<[Option<String>; 3]>,
     /// Its score in the catalogue, and in the category that the caller names.
@@ -132,9 +132,15 @@ impl Store {
         let reads = |read: &mut redis::Pipeline| {
             for (product, category) in &products {
                 read.cmd("HGETALL").arg(keys.product(*product));
-                for counters in
-                    [keys.price(), keys.stock(), keys.held(), keys.sold(), keys.withheld(), keys.price_version()]
-                {
+                for counters in [
+                    keys.price(),
+                    keys.stock(),
+                    keys.held(),
+                    keys.sold(),
+                    keys.withheld(),
+                    keys.quarantined(),
+                    keys.price_version(),
+                ] {
                     read.cmd("HGET").arg(counters).arg(product.get());
                 }
                 for other in self.all() {
@@ -209,20 +215,21 @@ impl Store {
         self.at_one_moment(here, outbox, reads, seen).await
     }
 
-    /// Reads what a partition has of these products of others: on sale, held, sold, withheld, received, given back, and withheld units given
+    /// Reads what a partition has of these products of others: on sale, held, sold, withheld, quarantined, received, given back, and withheld units given
     /// back.
     pub async fn inspect_partition_stock(
         &self,
         here: Partition,
         outbox: (StreamId, usize),
         ids: &[i64],
-    ) -> Result<Inspected<[Option<String>; 7]>, Error> {
+    ) -> Result<Inspected<[Option<String>; 8]>, Error> {
         let keys = Keys(here);
         let counters = [
             keys.stock(),
             keys.held(),
             keys.sold(),
             keys.withheld(),
+            keys.quarantined(),
             keys.received(),
             keys.returned(),
             keys.surrendered(),

@@ -3,6 +3,7 @@
 //!
 //! The model implements the contract without scripts, remote holds and an outbox.
 
+mod refunds;
 mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,6 +71,14 @@ enum Op {
     Cancel {
         order: usize,
         user: Option<usize>,
+    },
+    /// Refunds lines of an order, by their places, or what is left; as an operator or a user.
+    Refund {
+        order: usize,
+        user: Option<usize>,
+        operator: bool,
+        lines: Option<Vec<(usize, i64)>>,
+        restock: bool,
     },
     Advance {
         ms: i64,
@@ -172,7 +181,9 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..12usize, prop::option::weighted(0.1, pick()), prop_oneof![9 => Just(0), 1 => Just(1i64)])
             .prop_map(|(order, user, more)| Op::Pay { order, user, more }),
         5 => (0..12usize, prop::option::weighted(0.1, pick())).prop_map(|(order, user)| Op::Cancel { order, user }),
-        3 => prop_oneof![1..1_000i64, Just(600_000), 1..90_000_000i64].prop_map(|ms| Op::Advance { ms }),
+        8 => refunds::op(),
+        3 => prop_oneof![9 => 1..1_000i64, 9 => Just(600_000), 9 => 1..90_000_000i64, 1 => Just(refunds::WINDOW_MS)]
+            .prop_map(|ms| Op::Advance { ms }),
         3 => (0..16u16).prop_map(|partition| Op::Evict { partition }),
         3 => (0..60usize).prop_map(|op| Op::Repeat { op }),
     ]
@@ -196,11 +207,17 @@ enum Limit {
 struct ModelOrder {
     id: i64,
     user: usize,
+    /// The products in the order of their lines.
+    ordered: Vec<usize>,
+    /// What is left: units and price by product.
     lines: BTreeMap<usize, (i64, i64)>,
-    /// The units that count against limits.
-    counted: Vec<(Limit, i64)>,
+    /// The limits that products count against.
+    limits: BTreeMap<usize, Limit>,
     total: i64,
     final_price: i64,
+    /// The price of what is left.
+    left_price: i64,
+    paid_at: i64,
     coupon: Option<usize>,
     expires: i64,
     status: &'static str,
@@ -243,23 +260,19 @@ impl Model {
         entries.push((kind, amount, before, *balance));
     }
 
-    fn release(&mut self, order: usize, status: &'static str) {
-        let (lines, coupon, user) =
-            (self.orders[order].lines.clone(), self.orders[order].coupon, self.orders[order].user);
-        for (product, (quantity, _)) in lines {
-            self.products[product].1 += quantity;
-        }
-        if let Some(coupon) = coupon {
-            self.coupons.insert((coupon, user), Coupon::Free);
-        }
-        self.orders[order].status = status;
-    }
-
     /// The units of a limit that a user has, held and paid.
     fn has(&self, user: usize, limit: Limit) -> i64 {
         let counts = |order: &&ModelOrder| order.user == user && matches!(order.status, "PENDING" | "PAID");
-        let counted = self.orders.iter().filter(counts).flat_map(|order| &order.counted);
-        counted.filter(|(of, _)| *of == limit).map(|(_, units)| units).sum()
+        let of_order = |order: &ModelOrder| -> i64 {
+            order
+                .limits
+                .iter()
+                .filter(|(_, of)| **of == limit)
+                .filter_map(|(id, _)| order.lines.get(id))
+                .map(|of| of.0)
+                .sum()
+        };
+        self.orders.iter().filter(counts).map(of_order).sum()
     }
 
     /// Whether a product may have these terms. A group keeps the limit of its first product.
@@ -336,11 +349,12 @@ impl Model {
         if order_of_lines.iter().any(|product| !is_on_sale(&self.terms[*product])) {
             return Err("NotOnSale");
         }
-        let mut counted: BTreeMap<Limit, i64> = BTreeMap::new();
+        let (mut counted, mut limits): (BTreeMap<Limit, i64>, BTreeMap<usize, Limit>) = Default::default();
         for product in order_of_lines {
             let terms = self.terms[*product];
             let Some(units) = terms.limit_per_user else { continue };
             let limit = terms.limit_group.map_or(Limit::Product(*product), Limit::Group);
+            limits.insert(*product, limit);
             let count = counted.entry(limit).or_default();
             *count += lines[product];
             if self.has(user, limit) + *count > units {
@@ -396,10 +410,13 @@ impl Model {
         self.orders.push(ModelOrder {
             id: 0,
             user,
+            ordered: order_of_lines.to_vec(),
             lines: frozen,
-            counted: counted.into_iter().collect(),
+            limits,
             total,
             final_price,
+            left_price: final_price,
+            paid_at: 0,
             coupon,
             expires: now + 600_000,
             status: "PENDING",
@@ -432,29 +449,8 @@ impl Model {
             self.coupons.insert((coupon, user), Coupon::Used(order));
         }
         self.orders[order].status = "PAID";
-        self.orders[order].day = Some(now.day(chrono_tz::Asia::Seoul));
+        (self.orders[order].day, self.orders[order].paid_at) = (Some(now.day(chrono_tz::Asia::Seoul)), now.0);
         Ok(format!("paid {final_price}"))
-    }
-
-    fn cancel(&mut self, order: usize, user: usize) -> Result<String, &'static str> {
-        let Some(found) = self.orders.get(order).filter(|found| found.user == user) else {
-            return Err("OrderNotFound");
-        };
-        let final_price = found.final_price;
-        match found.status {
-            "PENDING" => {
-                self.release(order, "CANCELLED_BY_USER");
-                Ok("closed CANCELLED_BY_USER".into())
-            }
-            "PAID" => {
-                if final_price > 0 {
-                    self.entry(user, TransactionType::Refund, final_price);
-                }
-                self.release(order, "REFUNDED");
-                Ok("closed REFUNDED".into())
-            }
-            _ => Err("OrderAlreadyClosed"),
-        }
     }
 
     fn sweep(&mut self, now: i64) -> usize {
@@ -469,7 +465,7 @@ impl Model {
         let from = today - chrono::Days::new(u64::from(scope.days()) - 1);
         let mut sums: BTreeMap<i64, (i64, i64)> = BTreeMap::new();
         for order in self.orders.iter().filter(|o| o.status == "PAID" && o.day.is_some_and(|day| day >= from)) {
-            for (product, (quantity, price)) in &order.lines {
+            for (product, (quantity, price)) in order.lines.iter().filter(|(_, (quantity, _))| *quantity > 0) {
                 let sum = sums.entry(self.product_ids[*product]).or_default();
                 sum.0 += quantity;
                 sum.1 += quantity * price;

@@ -24,6 +24,7 @@ impl Run {
                 | Op::Place { .. }
                 | Op::Pay { .. }
                 | Op::Cancel { .. }
+                | Op::Refund { .. }
                 | Op::UpdateWindow { .. }
         );
         if repeat && !keyed {
@@ -186,10 +187,41 @@ impl Run {
             }
             Op::Cancel { order, user } => {
                 let user = self.model.user_id(self.owner(*order, *user));
-                let closed = engine.cancel_order(&call, self.order_id(*order), user).await;
+                let closed = engine.cancel_order(&call, self.order_id(*order), user, None).await;
                 closed.map(|reply| {
                     let reason = reply.value.close_reason.unwrap();
                     (done(format!("closed {reason}"), reply.replayed), None)
+                })
+            }
+            Op::Refund { order, user, operator, lines, restock } => {
+                let id = self.order_id(*order);
+                let product = |place: usize| self.model.product_ids.get(place).copied().unwrap_or(UNKNOWN_ID);
+                let lines = lines.as_ref().map(|lines| {
+                    let lines = self.model.lines_at(*order, lines);
+                    lines.iter().map(|(of, units)| (ProductId::new(product(*of)).unwrap(), *units)).collect()
+                });
+                let refunded = if *operator {
+                    let operator = Some(("kim".to_owned(), "worn".to_owned()));
+                    let terms = RefundTerms { within_ms: None, restock: *restock, operator };
+                    engine.refund_order(&call, id, &NewRefund { lines, terms }).await
+                } else {
+                    let user = self.model.user_id(self.owner(*order, *user));
+                    engine.cancel_order(&call, id, user, lines).await
+                };
+                refunded.map(|reply| match reply.value.close_reason {
+                    Some(CloseReason::CancelledByUser) => {
+                        (done("closed CANCELLED_BY_USER".into(), reply.replayed), None)
+                    }
+                    _ => {
+                        let order = &reply.value;
+                        (
+                            done(
+                                format!("refunded {} {}", order.refunded_price(), order.status.as_str()),
+                                reply.replayed,
+                            ),
+                            None,
+                        )
+                    }
                 })
             }
             Op::Advance { ms } => {
@@ -280,7 +312,18 @@ impl Run {
             }
             Op::Cancel { order, user } => {
                 let user = owner(*order, *user);
-                self.model.cancel(*order, user)
+                self.model.cancel(now.0, *order, user)
+            }
+            Op::Refund { order, user, operator, lines, restock } => {
+                let by = (!operator).then(|| owner(*order, *user));
+                let is_pending = by.is_some() && self.model.orders.get(*order).is_some_and(|of| of.status == "PENDING");
+                match (lines, by) {
+                    (None, Some(user)) if is_pending => self.model.cancel(now.0, *order, user),
+                    _ => {
+                        let lines = lines.as_ref().map(|lines| self.model.lines_at(*order, lines));
+                        self.model.refund(now.0, *order, by, lines, *restock)
+                    }
+                }
             }
             Op::Advance { .. } => Ok(format!("swept {}", self.model.sweep(now.0))),
             Op::Evict { .. } => Ok("left".into()),
@@ -330,6 +373,12 @@ impl Run {
                 reason => reason.as_str(),
             });
             assert_eq!((status, found.total, found.final_price), (order.status, order.total, order.final_price));
+            if order.status == "PAID" {
+                let left: BTreeMap<i64, i64> = found.left.iter().map(|of| (of.product_id.get(), of.quantity)).collect();
+                let expected = order.lines.iter().filter(|(_, (units, _))| *units > 0);
+                let expected = expected.map(|(product, (units, _))| (model.product_ids[*product], *units)).collect();
+                assert_eq!((left, found.left_price), (expected, order.left_price));
+            }
         }
         for scope in RankingScope::ALL {
             let ranked = engine.popular(*scope, 100).await.unwrap();

@@ -132,7 +132,7 @@ async fn restore_of_stale_row_changes_nothing() {
             let back = test.store.order_restore(owner, id, &read.fields(), 60_000).await.unwrap();
             assert!(!back, "restored {when}");
             let call = call(None);
-            let closing = Closing::Cancel { paid_on: None };
+            let closing = Closing::Cancel { paid_on: None, within_ms: 604_800_000 };
             let close = CloseOrder { order_id: id, user_id: UserId::new(shop.user).unwrap(), closing };
             let again = test.store.order_close(&call, &close).await;
             assert!(matches!(again, Err(Error::OrderAlreadyClosed)), "{when}: {again:?}");

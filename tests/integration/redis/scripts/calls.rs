@@ -135,7 +135,7 @@ impl Bench {
         let mut raw = self.begin(script, keys);
         raw.keys.extend([user_key(keys, user), order_key(keys, order), keys.expiry()]);
         raw.keys.extend([keys.stock(), keys.held(), keys.sold(), keys.rank_units(day), keys.rank_won(day)]);
-        raw.keys.extend([keys.gateway(), keys.withheld(), keys.freed()]);
+        raw.keys.extend([keys.gateway(), keys.withheld(), keys.freed(), keys.quarantined()]);
         raw.args.extend(strings([&order, &user]));
         raw
     }
@@ -160,10 +160,33 @@ impl Bench {
         self.pay(order, user, amount).with(7, "TOSS").with(10, "GATEWAY").with(11, format!("tx-{order}"))
     }
 
-    /// `why` is CANCEL, EXPIRE or DECLINE; `day` is the day of sale of a PAID order.
+    /// `why` is CANCEL, REFUND, EXPIRE or DECLINE; `day` is the day of sale of a PAID order.
     pub fn close(&self, order: i64, user: i64, why: &str, day: &str) -> Raw {
         let mut raw = self.closing(&script::ORDER_CLOSE, order, user);
         raw.args.extend(strings([&why, &day, &if day.is_empty() { 0 } else { START.0 + HOUR_MS * 24 }, &"", &""]));
+        raw.args.extend(strings([&(HOUR_MS * 24), &"", &1, &"", &""]));
+        raw
+    }
+
+    /// Refunds these units of an order that was paid on [`DAY`], as its user within a day.
+    pub fn refund(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Raw {
+        let keys = self.keys(order);
+        let day = NaiveDate::parse_from_str(DAY, "%Y%m%d").unwrap();
+        let mut raw = self.begin(&script::ORDER_REFUND, keys);
+        raw.keys.extend([user_key(keys, user), order_key(keys, order), keys.stock(), keys.sold(), keys.quarantined()]);
+        raw.keys.extend([keys.rank_units(day), keys.rank_won(day), keys.gateway(), keys.freed()]);
+        raw.args.extend(strings([&order, &user, &DAY, &(START.0 + HOUR_MS * 24), &(HOUR_MS * 24), &1, &"", &"", &2]));
+        for (product, units) in lines {
+            raw.args.extend(strings([product, units]));
+        }
+        raw
+    }
+
+    pub(super) fn refund_finish(&self, order: i64, user: i64, part: i64) -> Raw {
+        let keys = self.keys(order);
+        let mut raw = self.begin_unrecorded(&script::REFUND_FINISH, keys);
+        raw.keys.extend([order_key(keys, order), keys.gateway()]);
+        raw.args.extend(strings([&order, &user, &format!("receipt-{order}"), &part]));
         raw
     }
 

@@ -8,6 +8,7 @@ mod coupons;
 mod creation;
 mod orders;
 mod payments;
+mod refunds;
 mod retention;
 mod terms;
 mod transfers;

@@ -254,6 +254,7 @@ async fn order_close_matches_header() {
     assert_eq!(reply[4], "EXPIRED");
     assert!(matches!(&event.body, Body::OrderClosed(closed) if closed.reason == CloseReason::Expired), "{event:?}");
 
+    bench.leaves_all("NOT_PAID", &bench.close(12, 1, "REFUND", "")).await;
     // Only the user closes a paid order: with a refund, in the rankings of its day of sale.
     let pay = bench.pay(12, 1, 1_000);
     bench.decides("PAID", &pay).await;
@@ -262,6 +263,7 @@ async fn order_close_matches_header() {
         bench.leaves_all("ALREADY_PAID", &raw.with(1, START.0 + HOUR_MS)).await;
     }
     let refund = bench.close(12, 1, "CANCEL", DAY);
+    bench.leaves_all("WINDOW_CLOSED", &refund.with(1, START.0 + HOUR_MS * 24)).await;
     bench.leaves_all("STALE", &refund.with(8, "20260301")).await;
     bench.leaves_all("STALE", &refund.with(8, "")).await;
     let (reply, event) = bench.decides_once("CLOSED", &refund).await;

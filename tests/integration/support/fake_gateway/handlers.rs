@@ -66,7 +66,7 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
         Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return reply(status, body),
     }
     let ledger = shared.ledger();
-    ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref())
+    ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref(), CancelledAmounts::Unnamed)
 }
 
 pub(super) async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<String>, headers: HeaderMap) -> Response {
@@ -77,7 +77,7 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<St
         let manner = ledger.every_status.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
         payment.status_queries += 1;
-        (manner, payment.answer(&uid, ledger.transaction_id.as_ref()))
+        (manner, payment.answer(&uid, ledger.transaction_id.as_ref(), ledger.cancelled_amounts))
     };
     shared.changed();
     answer_as(manner, answer).await
@@ -99,6 +99,7 @@ pub(super) async fn cancel(
     let (manner, answer) = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
+        let key = headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
         ledger.headers = headers;
         let manner = ledger.every_cancel.clone();
         let payment = ledger.payments.entry(uid.clone()).or_default();
@@ -110,13 +111,27 @@ pub(super) async fn cancel(
                 | QueryBehaviour::ThenServerError
                 | QueryBehaviour::ThenAnswer(..)
         );
+        let is_wrong = |amount: i64| match &key {
+            Some(key) => match payment.parts.get(key) {
+                Some(part) => *part != asked.amount,
+                None => !(1..=amount - payment.given_back).contains(&asked.amount),
+            },
+            None => asked.amount != amount,
+        };
         let answer = match payment.decision {
-            Some(Decision::Taken { amount }) if asked.amount != amount || asked.reason.is_empty() => {
+            Some(Decision::Taken { amount }) if is_wrong(amount) || asked.reason.is_empty() => {
                 ledger.faults.push(format!("cancel of {uid}: {} of {amount}, {:?}", asked.amount, asked.reason));
                 StatusCode::BAD_REQUEST.into_response()
             }
-            Some(Decision::Taken { .. }) => {
-                payment.given_back |= does;
+            Some(Decision::Taken { amount }) => {
+                match key {
+                    Some(key) if does && !payment.parts.contains_key(&key) => {
+                        payment.given_back += asked.amount;
+                        payment.parts.insert(key, asked.amount);
+                    }
+                    None if does => payment.given_back = amount,
+                    _ => {}
+                }
                 StatusCode::OK.into_response()
             }
             Some(Decision::Declined) | None => StatusCode::NOT_FOUND.into_response(),

@@ -5,7 +5,7 @@
 //! ([`FakeGateway::faults`]).
 //!
 //! A uid is one payment: repeated requests take the money at most once and get the first decision. After a cancel the payment
-//! is refused. A cancel before the payment does not prevent it. The gateway does not sleep: a late reply waits until the test
+//! is refused. A cancel under an idempotency key refunds a part, once per key. A cancel before the payment does not prevent it. The gateway does not sleep: a late reply waits until the test
 //! releases it.
 
 mod handlers;
@@ -112,6 +112,8 @@ struct Ledger {
     every_cancel: QueryBehaviour,
     /// The `transactionId` of every approval; `None`: one per payment.
     transaction_id: Option<Value>,
+    /// Whether it names the refunded amount of a payment; a number: this amount instead of the true one.
+    cancelled_amounts: CancelledAmounts,
     /// Of the latest request.
     headers: HeaderMap,
     faults: Vec<String>,
@@ -127,7 +129,20 @@ struct Payment {
     decision: Option<Decision>,
     /// A payment of [`Behaviour::ApproveLate`] before its release.
     is_late: bool,
-    given_back: bool,
+    /// The won refunded.
+    given_back: i64,
+    /// The parts that were refunded, by idempotency key.
+    parts: HashMap<String, i64>,
+}
+
+/// What the gateway says of the parts that it has refunded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelledAmounts {
+    Named,
+    /// It recognises a repeat by its key alone.
+    Unnamed,
+    /// Whatever it has refunded.
+    Said(i64),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -156,6 +171,7 @@ impl FakeGateway {
                 every_status: QueryBehaviour::Truthful,
                 every_cancel: QueryBehaviour::Truthful,
                 transaction_id: None,
+                cancelled_amounts: CancelledAmounts::Named,
                 headers: HeaderMap::new(),
                 faults: Vec::new(),
             }),
@@ -205,6 +221,11 @@ impl FakeGateway {
         self.ledger().every_cancel = manner;
     }
 
+    /// Sets what it says of the parts that it has refunded.
+    pub fn cancelled_amounts_are(&self, said: CancelledAmounts) {
+        self.ledger().cancelled_amounts = said;
+    }
+
     /// Sets the `transactionId` of every approval.
     pub fn transaction_ids_are(&self, id: Value) {
         self.ledger().transaction_id = Some(id);
@@ -244,7 +265,7 @@ impl FakeGateway {
 
     /// Whether the money taken under `uid` was refunded.
     pub fn cancelled(&self, uid: &str) -> bool {
-        self.ledger().payments.get(uid).is_some_and(|payment| payment.given_back)
+        self.ledger().payments.get(uid).is_some_and(Payment::is_given_back)
     }
 
     /// The won taken under `uid` and not refunded.
@@ -269,7 +290,7 @@ impl FakeGateway {
 
     /// The won refunded in all.
     pub fn total_given_back(&self) -> i64 {
-        self.ledger().payments.values().filter(|payment| payment.given_back).filter_map(Payment::taken).sum()
+        self.ledger().payments.values().map(|payment| payment.given_back).sum()
     }
 
     /// The won taken in all and not refunded.
@@ -351,7 +372,11 @@ impl Payment {
     }
 
     fn kept(&self) -> i64 {
-        if self.given_back { 0 } else { self.taken().unwrap_or(0) }
+        self.taken().unwrap_or(0) - self.given_back
+    }
+
+    fn is_given_back(&self) -> bool {
+        self.taken().is_some_and(|taken| self.given_back >= taken)
     }
 
     /// Takes the money, unless this payment is decided already.
@@ -361,15 +386,23 @@ impl Payment {
     }
 
     /// The correct reply for this payment.
-    fn answer(&self, uid: &str, id: Option<&Value>) -> Response {
+    fn answer(&self, uid: &str, id: Option<&Value>, said: CancelledAmounts) -> Response {
         let asked = self.asked.as_ref().map_or(0, |asked| asked.amount);
         let id = id.cloned().unwrap_or_else(|| json!(format!("tx-{uid}")));
         match self.decision {
-            _ if self.given_back => Json(json!({"approved": false, "reason": "CANCELLED"})).into_response(),
+            _ if self.is_given_back() => Json(json!({"approved": false, "reason": "CANCELLED"})).into_response(),
             Some(Decision::Taken { amount }) if amount != asked => {
                 Json(json!({"approved": true, "transactionId": id, "amount": amount})).into_response()
             }
-            Some(Decision::Taken { .. }) => Json(json!({"approved": true, "transactionId": id})).into_response(),
+            Some(Decision::Taken { .. }) => {
+                let mut approval = json!({"approved": true, "transactionId": id});
+                match said {
+                    CancelledAmounts::Named => approval["cancelledAmount"] = json!(self.given_back),
+                    CancelledAmounts::Said(amount) => approval["cancelledAmount"] = json!(amount),
+                    CancelledAmounts::Unnamed => {}
+                }
+                Json(approval).into_response()
+            }
             Some(Decision::Declined) => Json(json!({"approved": false, "reason": "LIMIT_EXCEEDED"})).into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         }

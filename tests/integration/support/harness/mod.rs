@@ -347,6 +347,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
         shop: ShopConfig {
             time_zone: ZONE,
             order_hold_seconds: options.hold_seconds,
+            refund_window_seconds: 604_800,
             max_open_orders_per_user: options.max_open_orders,
             max_balance: options.max_balance.unwrap_or(firstcome::model::MAX_SAFE_INTEGER),
             sold_out_lease_ms: options.sold_out_lease_ms,

@@ -124,6 +124,18 @@ impl TestApp {
         self.post(&format!("/api/v1/orders/{order}/cancel"), json!({"userId": user})).await
     }
 
+    /// Refunds these units of an order, as its user.
+    pub async fn refund_lines(&self, order: i64, user: i64, lines: &[(i64, i64)]) -> Reply {
+        let line = |(product, quantity): &(i64, i64)| json!({"productId": product, "quantity": quantity});
+        let lines: Vec<Value> = lines.iter().map(line).collect();
+        self.post(&format!("/api/v1/orders/{order}/cancel"), json!({"userId": user, "lines": lines})).await
+    }
+
+    /// Refunds an order, as an operator.
+    pub async fn refund(&self, order: i64, body: Value) -> Reply {
+        self.post(&format!("/admin/v1/orders/{order}/refund"), body).await
+    }
+
     /// Orders one product, without a coupon. Returns the order's id.
     pub async fn place(&self, user: i64, product: i64, quantity: i64) -> i64 {
         self.order(user, product, quantity).await.ok()["orderId"].as_i64().unwrap()

@@ -8,10 +8,15 @@ fn int(hash: &Hash, field: &str) -> i64 {
 
 /// The units of a product in a partition, none of them negative.
 fn units_of(all: &Redis, key: (u16, i64)) -> i64 {
-    let counters = [&all.stock, &all.held, &all.sold, &all.withheld];
+    let counters = [&all.stock, &all.held, &all.sold, &all.withheld, &all.quarantined];
     let units = counters.map(|counters| counters.get(&key).copied().unwrap_or(0));
     assert!(units.iter().all(|units| *units >= 0), "product {key:?}: {units:?}");
     units.iter().sum()
+}
+
+/// The packed lines as they were ordered.
+fn ordered(order: &Hash) -> &str {
+    order.get("ordered").unwrap_or(&order["lines"])
 }
 
 pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
@@ -25,12 +30,17 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
     let (mut coupon_held, mut coupon_used) = (BTreeMap::new(), BTreeMap::new());
     for (id, order) in &all.orders {
         let every = lines(&order["lines"]);
-        let total: i64 = every.iter().map(|(_, quantity, price)| quantity * price).sum();
+        let worth = |lines: &[(i64, i64, i64)]| lines.iter().map(|(_, quantity, price)| quantity * price).sum::<i64>();
+        let total = worth(&lines(ordered(order)));
         assert_eq!(int(order, "total"), total, "order {id}");
-        assert_eq!(int(order, "final"), total - int(order, "discount"), "order {id}");
+        // Of what was paid, the refunded lines have their share back, rounded down.
+        let paid = total - int(order, "discount");
+        let share = i128::from(paid) * i128::from(total - worth(&every));
+        let refunded = share.checked_div(i128::from(total)).unwrap_or(0) as i64;
+        assert_eq!(int(order, "final"), paid - refunded, "order {id}");
         assert!(int(order, "final") >= 0, "order {id}");
         let state = order.get("gateway").map(String::as_str);
-        if matches!(state, Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")) {
+        if matches!(state, Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")) || order.contains_key("due") {
             gateway.insert(*id);
         }
         let coupon = order["coupon"].parse::<i64>().ok().map(|coupon| (coupon, int(order, "user")));
@@ -104,7 +114,11 @@ pub(super) fn redis_against_itself(all: &Redis, partitions: u16) {
                 );
             }
         }
-        assert_eq!(int(product, "stocked"), units, "product {id}: stocked = on sale + held + sold + withheld");
+        assert_eq!(
+            int(product, "stocked"),
+            units,
+            "product {id}: stocked = on sale + held + sold + withheld + quarantined"
+        );
     }
     for (here, id) in all.stock.keys() {
         assert!(all.products.contains_key(id), "partition {here} has units of product {id}, which does not exist");
@@ -169,15 +183,30 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
              ) AS last ON true WHERE users.balance <> coalesce(last.after_balance, 0)",
         ),
         (
-            "held and sold are the lines of PENDING and PAID orders",
+            "held, sold and quarantined are the lines of PENDING, PAID and refunded orders",
             "SELECT products.id FROM (
-                 SELECT id, held + coalesce(sum_held, 0) AS held, sold + coalesce(sum_sold, 0) AS sold FROM products LEFT JOIN (
-                     SELECT product_id, sum(held) AS sum_held, sum(sold) AS sum_sold FROM partition_stock GROUP BY 1) AS s
-                     ON s.product_id = id) AS products LEFT JOIN (
+                 SELECT id, held + coalesce(sum_held, 0) AS held, sold + coalesce(sum_sold, 0) AS sold,
+                     quarantined + coalesce(sum_quarantined, 0) AS quarantined FROM products LEFT JOIN (
+                     SELECT product_id, sum(held) AS sum_held, sum(sold) AS sum_sold, sum(quarantined) AS sum_quarantined
+                     FROM partition_stock GROUP BY 1) AS s ON s.product_id = id) AS products LEFT JOIN (
                  SELECT product_id, sum(quantity) FILTER (WHERE status = 'PENDING') AS held,
-                     sum(quantity) FILTER (WHERE status = 'PAID') AS sold
-                 FROM order_lines JOIN orders ON orders.id = order_id GROUP BY product_id) AS l ON l.product_id = products.id
-             WHERE products.held <> coalesce(l.held, 0) OR products.sold <> coalesce(l.sold, 0)",
+                     sum(quantity - l.refunded) FILTER (WHERE status = 'PAID') AS sold, sum(quarantined) AS quarantined
+                 FROM order_lines AS l JOIN orders ON orders.id = order_id GROUP BY product_id) AS l
+                     ON l.product_id = products.id
+             WHERE products.held <> coalesce(l.held, 0) OR products.sold <> coalesce(l.sold, 0)
+                OR products.quarantined <> coalesce(l.quarantined, 0)",
+        ),
+        (
+            "the parts of an order are its refunded units and money",
+            "SELECT id FROM orders WHERE (refunded, refunds) <> (
+                 SELECT coalesce(sum(amount), 0), count(*) FROM order_refunds WHERE order_id = orders.id)
+             UNION SELECT order_id FROM order_lines AS l WHERE refunded <> (
+                 SELECT coalesce(sum(split_part(line, ':', 2)::bigint), 0)
+                 FROM order_refunds AS r, string_to_table(r.lines, ',') AS line
+                 WHERE r.order_id = l.order_id AND split_part(line, ':', 1)::bigint = l.product_id)
+             UNION SELECT id FROM orders WHERE refunds > 0 AND refunded <> (
+                 SELECT coalesce(div(final_price::numeric * sum(l.refunded * price), NULLIF(total, 0)), 0)
+                 FROM order_lines AS l WHERE order_id = orders.id)",
         ),
         (
             "issued is the number of coupons",
@@ -199,9 +228,10 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
                  OR (payments.method = 'BALANCE' AND final_price > 0) <> EXISTS (
                      SELECT FROM balance_entries AS e WHERE e.order_id = orders.id AND transaction_type = 'PAYMENT'
                          AND e.amount = final_price)
-                 OR (payments.method = 'BALANCE' AND final_price > 0 AND orders.status = 'CANCELLED') <> EXISTS (
-                     SELECT FROM balance_entries AS e WHERE e.order_id = orders.id AND transaction_type = 'REFUND'
-                         AND e.amount = final_price))",
+                 OR CASE WHEN payments.method <> 'BALANCE' THEN 0 WHEN orders.status = 'CANCELLED' THEN final_price
+                         ELSE orders.refunded END <> (
+                     SELECT coalesce(sum(e.amount), 0) FROM balance_entries AS e
+                     WHERE e.order_id = orders.id AND transaction_type = 'REFUND'))",
         ),
         (
             "coupons say what their orders say",
@@ -237,9 +267,10 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
         assert_eq!(int(user, "entries"), entries.get(id).copied().unwrap_or(0), "user {id}: entries");
     }
 
-    type ProductRow = (i64, String, String, i64, i64, i64, i64, i64, i64, i64);
+    type ProductRow = (i64, String, String, i64, i64, i64, i64, [i64; 2], i64, i64);
     let there: Vec<ProductRow> = sqlx::query_as(
-        "SELECT id, name, category, price, on_sale, held, sold, withheld, allotted, stocked FROM products ORDER BY id",
+        "SELECT id, name, category, price, on_sale, held, sold, ARRAY[withheld, quarantined], allotted, stocked FROM products
+         ORDER BY id",
     )
     .fetch_all(pool)
     .await
@@ -255,16 +286,17 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
             };
             let allotted = given(&all.allotted) - given(&all.regained) - given(&all.recovered);
             let (on_sale, held, sold) = (all.stock[&key], counter(&all.held), counter(&all.sold));
-            let (name, category, back) = (p["name"].clone(), p["category"].clone(), counter(&all.withheld));
+            let (name, category, back) =
+                (p["name"].clone(), p["category"].clone(), [&all.withheld, &all.quarantined].map(counter));
             (*id, name, category, all.price[&key], on_sale, held, sold, back, allotted, int(p, "stocked"))
         })
         .collect();
     assert_eq!(here, there, "products");
 
-    type StockRow = (i64, i32, i64, i64, i64, i64, i64, i64, i64);
+    type StockRow = (i64, i32, i64, i64, i64, [i64; 2], i64, i64, i64);
     let there: Vec<StockRow> = sqlx::query_as(
-        "SELECT product_id, partition, on_sale, held, sold, withheld, received, returned, surrendered FROM partition_stock
-         ORDER BY product_id, partition",
+        "SELECT product_id, partition, on_sale, held, sold, ARRAY[withheld, quarantined], received, returned, surrendered
+         FROM partition_stock ORDER BY product_id, partition",
     )
     .fetch_all(pool)
     .await
@@ -274,10 +306,10 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
         .keys()
         .map(|key| {
             let count = |counters: &Counters| counters.get(key).copied().unwrap_or(0);
-            let units = [&all.stock, &all.held, &all.sold, &all.withheld].map(count);
-            let [on_sale, held, sold, withheld] = units;
+            let [on_sale, held, sold] = [&all.stock, &all.held, &all.sold].map(count);
+            let off_sale = [&all.withheld, &all.quarantined].map(count);
             let [received, returned, surrendered] = [&all.received, &all.returned, &all.surrendered].map(count);
-            (key.1, key.0.into(), on_sale, held, sold, withheld, received, returned, surrendered)
+            (key.1, key.0.into(), on_sale, held, sold, off_sale, received, returned, surrendered)
         })
         .collect();
     here.sort_unstable();
@@ -322,11 +354,12 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
     assert_eq!(here, there, "coupons of users of other partitions");
 
     type OrderRow = (i64, i64, String, i64, i64, Option<String>);
-    let there: Vec<OrderRow> =
-        sqlx::query_as("SELECT id, user_id, status, total, final_price, close_reason FROM orders ORDER BY id")
-            .fetch_all(pool)
-            .await
-            .unwrap();
+    let there: Vec<OrderRow> = sqlx::query_as(
+        "SELECT id, user_id, status, total, final_price - refunded, close_reason FROM orders ORDER BY id",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
     let here: Vec<OrderRow> = all
         .orders
         .iter()
@@ -335,16 +368,20 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
         })
         .collect();
     assert_eq!(here, there, "orders");
-    let there: Vec<(i64, i64, i64, i64)> =
-        sqlx::query_as("SELECT order_id, product_id, quantity, price FROM order_lines ORDER BY 1, 2")
+    let there: Vec<(i64, i64, i64, i64, i64)> =
+        sqlx::query_as("SELECT order_id, product_id, quantity, price, refunded FROM order_lines ORDER BY 1, 2")
             .fetch_all(pool)
             .await
             .unwrap();
-    let mut here: Vec<(i64, i64, i64, i64)> = all
+    let mut here: Vec<(i64, i64, i64, i64, i64)> = all
         .orders
         .iter()
         .flat_map(|(id, o)| {
-            lines(&o["lines"]).into_iter().map(|(product, quantity, price)| (*id, product, quantity, price))
+            let left: BTreeMap<i64, i64> = lines(&o["lines"]).iter().map(|line| (line.0, line.1)).collect();
+            let line = move |(product, quantity, price): (i64, i64, i64)| {
+                (*id, product, quantity, price, quantity - left.get(&product).unwrap_or(&0))
+            };
+            lines(ordered(o)).into_iter().map(line)
         })
         .collect();
     here.sort_unstable();

@@ -38,6 +38,7 @@ pub struct Redis {
     pub held: Counters,
     pub sold: Counters,
     pub withheld: Counters,
+    pub quarantined: Counters,
     pub received: Counters,
     pub returned: Counters,
     pub surrendered: Counters,
@@ -178,6 +179,7 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["stock"] => all.stock.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["held"] => all.held.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["sold"] => all.sold.extend(counters(get(redis, "HGETALL", &[&key]).await)),
+            ["quarantined"] => all.quarantined.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["withheld"] => all.withheld.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["received"] => all.received.extend(counters(get(redis, "HGETALL", &[&key]).await)),
             ["returned"] => all.returned.extend(counters(get(redis, "HGETALL", &[&key]).await)),
@@ -271,6 +273,7 @@ async fn check_read(mut all: Redis, db: &DatabaseConnection, partitions: u16, de
 
 fn is_open(order: &Hash) -> bool {
     matches!(order.get("gateway").map(String::as_str), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
+        || order.contains_key("due")
 }
 
 /// Once PostgreSQL has every event, exactly the closed orders have a TTL.
@@ -288,7 +291,8 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool) {
     let rows = sqlx::query(
         "SELECT o.id, o.user_id, o.status, o.total, o.discount, o.final_price, coalesce(o.coupon_id::text, ''),
              to_char(coalesce(o.sold_on, (o.paid_at AT TIME ZONE 'Asia/Seoul')::date), 'YYYYMMDD'), o.close_reason,
-             p.status, p.method
+             p.status, p.method, o.refunded, EXISTS (
+                 SELECT FROM order_refunds AS r WHERE r.order_id = o.id AND r.status = 'REFUND_DUE')
          FROM orders AS o LEFT JOIN payments AS p ON p.order_id = o.id WHERE NOT o.id = ANY($1)",
     );
     for row in rows.bind(&known).fetch_all(pool).await.unwrap() {
@@ -296,27 +300,35 @@ async fn restore_archived(all: &mut Redis, pool: &PgPool) {
         let payment: Option<String> = row.get(9);
         assert_ne!(status, "PENDING", "order {id} is not in Redis");
         assert!(
-            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED")),
+            !matches!(payment.as_deref(), Some("STARTED" | "WATCHED" | "REFUND_DUE" | "UNCONFIRMED"))
+                && !row.get::<bool, _>(12),
             "order {id} is not in Redis"
         );
-        let of: Vec<(i64, i64, i64, String)> = sqlx::query_as(
-            "SELECT product_id, quantity, price, coalesce(':' || limit_group, '') FROM order_lines WHERE order_id = $1
-             ORDER BY place, product_id",
+        let of: Vec<(i64, i64, i64, String, i64)> = sqlx::query_as(
+            "SELECT product_id, quantity, price, coalesce(':' || limit_group, ''), refunded FROM order_lines
+             WHERE order_id = $1 ORDER BY place, product_id",
         )
         .bind(id)
         .fetch_all(pool)
         .await
         .unwrap();
-        let packed = of.iter().map(|(product, quantity, price, limit)| format!("{product}:{quantity}:{price}{limit}"));
-        let packed = packed.collect::<Vec<_>>().join(",");
+        let packed = |refunds: bool| {
+            let units = |quantity: i64, refunded: i64| if refunds { quantity - refunded } else { quantity };
+            let lines = of.iter().filter(|(_, quantity, .., refunded)| units(*quantity, *refunded) > 0);
+            let lines = lines.map(|(product, quantity, price, limit, refunded)| {
+                format!("{product}:{}:{price}{limit}", units(*quantity, *refunded))
+            });
+            lines.collect::<Vec<_>>().join(",")
+        };
         let mut order: Hash = [
             ("user", row.get::<i64, _>(1).to_string()),
             ("status", status.clone()),
             ("total", row.get::<i64, _>(3).to_string()),
             ("discount", row.get::<i64, _>(4).to_string()),
-            ("final", row.get::<i64, _>(5).to_string()),
+            ("final", (row.get::<i64, _>(5) - row.get::<i64, _>(11)).to_string()),
             ("coupon", row.get(6)),
-            ("lines", packed),
+            ("lines", packed(true)),
+            ("ordered", packed(false)),
         ]
         .map(|(field, value)| (field.to_owned(), value))
         .into();

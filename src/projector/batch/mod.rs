@@ -3,9 +3,13 @@
 //!
 //! Of several changes to a row the last one counts, and the changes of a counter are summed.
 
-use std::collections::HashMap;
+mod refunds;
+
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::NaiveDate;
+
+pub use self::refunds::{LineDelta, PartInsert, RefundDelta};
 
 use crate::{
     model::{
@@ -46,6 +50,14 @@ pub struct Batch {
     pub remote_holds: HashMap<i64, RemoteHold>,
     /// By order.
     pub orders: HashMap<i64, OrderState>,
+    /// Additions to the refunded money and parts, by order.
+    pub refunds: HashMap<i64, RefundDelta>,
+    /// Additions to the refunded units, and to those that stay off sale, by order and product.
+    pub refunded_lines: HashMap<(i64, i64), LineDelta>,
+    /// By order and part.
+    pub parts: BTreeMap<(i64, i64), PartInsert>,
+    /// When the gateway had refunded a part that an earlier batch has, by order and part.
+    pub ended_parts: HashMap<(i64, i64), Millis>,
     pub new_payments: Vec<PaymentInsert>,
     /// By receipt.
     pub payments: HashMap<String, PaymentState>,
@@ -105,6 +117,8 @@ pub struct StockDelta {
     pub held: i64,
     pub sold: i64,
     pub withheld: i64,
+    /// Refunded units that stay off sale.
+    pub quarantined: i64,
     /// Units with other partitions.
     pub allotted: i64,
     pub stocked: i64,
@@ -130,7 +144,7 @@ pub struct CouponState {
     pub used_at: Option<Millis>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct OrderState {
     pub status: OrderStatus,
     pub paid_at: Option<Millis>,
@@ -138,12 +152,20 @@ pub struct OrderState {
     pub reason: Option<CloseReason>,
     /// The day of the sale.
     pub sold_on: Option<NaiveDate>,
+    /// The operator who refunded the order, and the reason.
+    pub refunded_by: Option<(String, String)>,
 }
 
 impl OrderState {
     /// The state of an order that was only placed.
-    pub const PENDING: OrderState =
-        OrderState { status: OrderStatus::Pending, paid_at: None, closed_at: None, reason: None, sold_on: None };
+    pub const PENDING: OrderState = OrderState {
+        status: OrderStatus::Pending,
+        paid_at: None,
+        closed_at: None,
+        reason: None,
+        sold_on: None,
+        refunded_by: None,
+    };
 }
 
 pub struct PaymentInsert {
@@ -185,6 +207,7 @@ enum Shelf {
     Held,
     Sold,
     Withheld,
+    Quarantined,
 }
 
 impl Batch {
@@ -257,6 +280,8 @@ impl Batch {
             }),
             Body::OrderPaid(paid) => self.paid(paid, at),
             Body::OrderClosed(closed) => self.closed(closed, at),
+            Body::OrderRefunded(part) => self.refunded(part, at),
+            Body::RefundEnded { order, part, .. } => self.part_ended(*order, *part, at),
             Body::PaymentEnded { receipt, outcome, transaction, .. } => {
                 let state = self.payments.entry(receipt.clone()).or_default();
                 state.status = match outcome {
@@ -324,7 +349,14 @@ impl Batch {
         self.shift(&paid.lines, Shelf::Held, Shelf::Sold);
         self.set_coupon(paid.coupon, paid.user, "USED", Some(paid.order), Some(at));
         let sold_on = NaiveDate::parse_from_str(&paid.day, DAY_FORMAT).ok();
-        let state = OrderState { status: OrderStatus::Paid, paid_at: Some(at), closed_at: None, reason: None, sold_on };
+        let state = OrderState {
+            status: OrderStatus::Paid,
+            paid_at: Some(at),
+            closed_at: None,
+            reason: None,
+            sold_on,
+            refunded_by: None,
+        };
         self.orders.insert(paid.order.get(), state);
         if !paid.by_gateway {
             self.new_payments.push(PaymentInsert {
@@ -350,12 +382,24 @@ impl Batch {
 
     fn closed(&mut self, closed: &event::OrderClosed, at: Millis) {
         let from = if closed.from == OrderStatus::Paid { Shelf::Sold } else { Shelf::Held };
-        self.shift(&closed.lines, from, if closed.withheld { Shelf::Withheld } else { Shelf::OnSale });
+        let to = match (closed.withheld, closed.quarantined) {
+            (true, _) => Shelf::Withheld,
+            (false, true) => Shelf::Quarantined,
+            (false, false) => Shelf::OnSale,
+        };
+        self.shift(&closed.lines, from, to);
+        if closed.quarantined {
+            for line in &closed.lines {
+                let key = (closed.order.get(), line.product_id.get());
+                self.refunded_lines.entry(key).or_default().quarantined += line.quantity;
+            }
+        }
         self.set_coupon(closed.coupon, closed.user, "AVAILABLE", None, None);
         let state = self.orders.entry(closed.order.get()).or_insert(OrderState::PENDING);
         state.status = closed.status;
         state.closed_at = Some(at);
         state.reason = Some(closed.reason);
+        state.refunded_by.clone_from(&closed.operator);
         if let Some(receipt) = &closed.receipt {
             let state = self.payments.entry(receipt.clone()).or_default();
             state.status = match (closed.reason, closed.by_gateway) {
@@ -427,6 +471,7 @@ impl StockDelta {
             Shelf::Held => &mut self.held,
             Shelf::Sold => &mut self.sold,
             Shelf::Withheld => &mut self.withheld,
+            Shelf::Quarantined => &mut self.quarantined,
         }
     }
 }
