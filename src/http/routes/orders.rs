@@ -11,7 +11,7 @@ use crate::{
         auth::user::Caller,
         error::Code,
         extract::{
-            decode::{Object, optional_parsed, parsed},
+            decode::{Object, not_null, optional_parsed, parsed},
             fields::Bounded,
             params::{Params, PathId, QueryParams},
             write::{RequestBody, Write},
@@ -328,7 +328,8 @@ struct OrderCancelRequest {
     /// 주문한 사용자 ID
     user_id: UserId,
     /// 환불할 상품 목록: 결제된(PAID) 주문의 일부만 환불합니다. 생략하면 남은 주문 전체입니다. 같은 상품은 수량을 더합니다.
-    #[schema(value_type = Option<Vec<OrderProductRequest>>, min_items = 1, max_items = 100)]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<OrderProductRequest>>, nullable = false, min_items = 1, max_items = 100)]
     lines: Option<Vec<Object<OrderProductRequest>>>,
 }
 
