@@ -33,10 +33,10 @@ async fn order_placed_holds_stock() {
         let mut lines = shown["orderProducts"].take();
         lines.as_array_mut().unwrap().sort_by_key(|line| id(line, "productId"));
         let line =
-            |product: i64, quantity: i64, price: i64| json!({"productId": product, "quantity": quantity, "price": price});
+            |product: i64, quantity: i64, price: i64| json!({"productId": product, "quantity": quantity, "price": price, "refundedQuantity": 0});
         assert_eq!(lines, json!([line(shoes, 3, 49_900), line(top, 5, 10), line(outer, 1, 1_000)]), "lines of one product are summed");
         let expected = json!({"orderId": order, "userId": user, "orderStatus": "PENDING", "orderProducts": null,
-            "totalPrice": 150_750, "discountPrice": 0, "finalPrice": 150_750, "userCouponId": null,
+            "totalPrice": 150_750, "discountPrice": 0, "finalPrice": 150_750, "refundedPrice": 0, "userCouponId": null,
             "orderedAt": placed_at, "expiresAt": after(test, HOLD_MS), "paidAt": null, "paymentId": null,
             "paymentType": null, "receipt": null, "closedAt": null, "closeReason": null});
         assert_eq!(shown, expected);
@@ -198,7 +198,10 @@ async fn order_keeps_price_when_product_changes() {
         let order = placed(test, user, &[(product, 2)], None).await;
         patch(test, &format!("/admin/v1/products/{product}"), json!({"price": 5_000})).await.ok();
         let shown = detail(test, order).await;
-        assert_eq!(shown["orderProducts"], json!([{"productId": product, "quantity": 2, "price": 1_000}]));
+        assert_eq!(
+            shown["orderProducts"],
+            json!([{"productId": product, "quantity": 2, "price": 1_000, "refundedQuantity": 0}])
+        );
         pay(test, order, user, 10_000).await.refused(400, "INVALID_PAYMENT_REQUEST");
         pay(test, order, user, 2_000).await.ok();
         assert_eq!(get(test, "/api/v1/products/popular").await.ok()[0]["totalSalesPrice"], 2_000);

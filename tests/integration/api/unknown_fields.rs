@@ -17,6 +17,7 @@ struct Ids {
     user: i64,
     product: i64,
     order: i64,
+    paid: i64,
     coupon: i64,
 }
 
@@ -27,13 +28,15 @@ impl Ids {
             user,
             product,
             order: placed(test, user, &[(product, 1)], None).await,
+            paid: bought(test, user, product, 2).await,
             coupon: test.campaign("FIXED", 10, 10).await,
         }
     }
 
     fn fill(&self, template: &str) -> String {
-        let ids =
-            [("userId", self.user), ("productId", self.product), ("orderId", self.order), ("couponId", self.coupon)];
+        // A refund is of a paid order.
+        let order = if template.ends_with("/refund") { self.paid } else { self.order };
+        let ids = [("userId", self.user), ("productId", self.product), ("orderId", order), ("couponId", self.coupon)];
         let filled = ids
             .iter()
             .fold(template.to_owned(), |path, (name, id)| path.replace(&format!("{{{name}}}"), &id.to_string()));
@@ -73,6 +76,7 @@ fn example(test: &TestApp, document: &Value, name: &str, schema: &Value) -> Valu
         _ if schema["enum"].is_array() => schema["enum"][0].clone(),
         Some("array") => json!([example(test, document, name, &schema["items"])]),
         Some("object") => json!({}),
+        Some("boolean") => json!(true),
         Some("integer") => schema["minimum"].as_i64().map_or(json!(1), |minimum| minimum.max(1).into()),
         Some("string") => "SHOES".into(),
         _ => Value::Null,

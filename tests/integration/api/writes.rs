@@ -28,9 +28,10 @@ pub struct Write {
 pub async fn writes(test: &TestApp) -> Vec<Write> {
     let (user, product) = (test.user(1_000_000).await, test.product(1_000, 1_000).await);
     let campaign = test.campaign("FIXED", 100, 10).await;
-    let [to_pay, to_cancel, to_refund] = [
+    let [to_pay, to_cancel, to_refund, to_return] = [
         placed(test, user, &[(product, 2)], None).await,
         placed(test, user, &[(product, 3)], None).await,
+        bought(test, user, product, 4).await,
         bought(test, user, product, 4).await,
     ];
     let write = |method: Method, path: String, body: Value, other: Value| {
@@ -51,6 +52,7 @@ pub async fn writes(test: &TestApp) -> Vec<Write> {
         "totalQuantity": total, "expiredAt": after(test, 3_600_000)})
     };
     let post = |path: &str, body: Value, other: Value| write(Method::POST, path.to_owned(), body, other);
+    let part = |quantity: i64| json!({"lines": [{"productId": product, "quantity": quantity}], "restock": false});
     let writes = vec![
         write(Method::PUT, format!("/api/v1/balances/{user}"), json!({"amount": 1_000}), json!({"amount": 1_001})),
         post(
@@ -63,6 +65,7 @@ pub async fn writes(test: &TestApp) -> Vec<Write> {
         post("/api/v1/payments", pay(2_000), pay(2_001)),
         cancel(to_cancel),
         cancel(to_refund),
+        post(&format!("/admin/v1/orders/{to_return}/refund"), part(1), part(2)),
         post("/admin/v1/users", json!({"userName": "x", "balance": 7}), json!({"userName": "y", "balance": 7})),
         post("/admin/v1/users/bulk", json!({"count": 600, "balance": 7}), json!({"count": 601, "balance": 7})),
         post("/admin/v1/products", new_product(1), new_product(2)),

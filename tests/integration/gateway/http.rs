@@ -57,7 +57,7 @@ fn approved(uid: &str) -> PayOutcome {
 }
 
 fn found(uid: &str) -> StatusOutcome {
-    StatusOutcome::Approved { transaction_id: format!("tx-{uid}"), cancelled: None }
+    StatusOutcome::Approved { transaction_id: format!("tx-{uid}"), cancelled: Some(0) }
 }
 
 fn why(outcome: PayOutcome) -> String {

@@ -32,6 +32,7 @@ const OURS: &[(&str, &str)] = &[
     ("post", "/admin/v1/coupons/{couponId}/release"),
     ("post", "/admin/v1/dead-letters/retry"),
     ("post", "/admin/v1/orders/{orderId}/payment-outcome"),
+    ("post", "/admin/v1/orders/{orderId}/refund"),
     ("post", "/admin/v1/products"),
     ("post", "/admin/v1/products/{productId}/release"),
     ("post", "/admin/v1/users"),

@@ -35,7 +35,8 @@ async fn order_refund_matches_header() {
     let entry = part.entry.as_ref().unwrap();
     assert_eq!((entry.before, entry.amount, entry.after), (46_334, 1_666, 48_000));
     // An operator, later, off sale.
-    let used = bench.refund(11, 1, &[(product, 1)]).with(1, START.0 + HOUR_MS * 100).with(9, "").with(10, 0);
+    let later = START.0 + HOUR_MS * 100;
+    let used = bench.refund(11, 1, &[(product, 1)]).with(1, later).with(8, later + 1).with(9, "").with(10, 0);
     let (reply, event) = bench.decides_once("REFUNDED", &used.with(11, "kim").with(12, "worn")).await;
     assert_eq!(reply[3..5], [format!("{product}:1:1000"), "1000".to_owned()]);
     let Body::OrderRefunded(part) = &event.body else { panic!("{event:?}") };
