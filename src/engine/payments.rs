@@ -374,8 +374,11 @@ impl Engine {
     async fn cancel_part(&self, check: &PaymentCheck<'_>, amount: Won, total: Won) -> Result<(), String> {
         let PaymentCheck { record, payment, gateway, .. } = check;
         let mut last_answer = None;
-        // Nothing is left to refund of an order whose other lines cost nothing.
-        while amount > 0 {
+        if amount == 0 {
+            // The order's other lines cost nothing.
+            return Ok(());
+        }
+        loop {
             let left = match check.status().await {
                 StatusOutcome::Approved { cancelled: Some(cancelled), .. } => total - cancelled,
                 StatusOutcome::Approved { cancelled: None, .. } | StatusOutcome::Unacceptable { .. } => amount,
@@ -386,7 +389,7 @@ impl Engine {
                 StatusOutcome::Unknown { why } => return Err(why),
             };
             if left <= 0 {
-                break;
+                return Ok(());
             }
             if let Some(last_answer) = last_answer {
                 return Err(last_answer);
@@ -394,12 +397,11 @@ impl Engine {
             let part =
                 PartToCancel { merchant_uid: &payment.receipt, amount: amount.min(left), total, reason: REFUND_REASON };
             last_answer = match gateway.cancel_part(&describe(payment), &part).await {
-                CancelOutcome::Cancelled => break,
+                CancelOutcome::Cancelled => return Ok(()),
                 CancelOutcome::NotFound => Some(NOT_FOUND.to_owned()),
                 CancelOutcome::Unknown { why } => Some(why),
             };
         }
-        Ok(())
     }
 
     /// Whether the watch of a payment that the gateway does not know is over.
