@@ -123,13 +123,13 @@ export async function editProductById(id, done) {
 
 // --- the page of a product --------------------------------------------------------------------------
 
-const UNITS = [['on-sale', 'stockQuantity', 'stock.onSale'], ['held', 'heldQuantity', 'stock.held'], ['sold', 'soldQuantity', 'stock.sold'], ['withheld', 'withheldQuantity', 'stock.withheld']];
+const UNITS = [['on-sale', 'stockQuantity', 'stock.onSale'], ['held', 'heldQuantity', 'stock.held'], ['sold', 'soldQuantity', 'stock.sold'], ['withheld', 'withheldQuantity', 'stock.withheld'], ['quarantined', 'quarantinedQuantity', 'stock.quarantined']];
 
 /// The state of a sale, as a pill. `state` is the API's `saleStatus`.
 export const statePill = (state) => h('span', { class: 'state', 'data-state': state, text: t(`sale.${state}`) });
 
 function showUnits(box, it) {
-    const shown = UNITS.filter(([kind]) => kind !== 'withheld' || it.withheldQuantity > 0);
+    const shown = UNITS.filter(([kind, field]) => (kind !== 'withheld' && kind !== 'quarantined') || it[field] > 0);
     const stack = h('div', { class: 'stack large', 'aria-hidden': 'true' }, ...shown.map(([kind]) => h('i', { class: kind })).reverse());
     shown.forEach(([, field], place) => {
         const bar = stack.children[shown.length - 1 - place];

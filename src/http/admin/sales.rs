@@ -68,12 +68,25 @@ struct ProductUnitsResponse {
     sold_quantity: i64,
     /// 복구 후 판매가 보류된 수량
     withheld_quantity: i64,
+    /// 환불되었으나 다시 판매하지 않는 수량
+    quarantined_quantity: i64,
 }
 
 impl ProductUnitsResponse {
     fn new(product: ShelvedProduct, zone: Tz) -> Self {
-        let ShelvedProduct { product_id, name, category, price, on_sale, held, sold, withheld, terms, read_at } =
-            product;
+        let ShelvedProduct {
+            product_id,
+            name,
+            category,
+            price,
+            on_sale,
+            held,
+            sold,
+            withheld,
+            quarantined,
+            terms,
+            read_at,
+        } = product;
         let sale_status = terms.status(on_sale, read_at);
         let SaleTerms { opens_at, closes_at, limit_per_user, limit_group } = terms;
         ProductUnitsResponse {
@@ -86,11 +99,12 @@ impl ProductUnitsResponse {
             closes_at: closes_at.map(|at| at.local(zone)),
             limit_per_user,
             limit_group: limit_group.map(|group| group.to_string()),
-            stocked_quantity: on_sale + held + sold + withheld,
+            stocked_quantity: on_sale + held + sold + withheld + quarantined,
             stock_quantity: on_sale,
             held_quantity: held,
             sold_quantity: sold,
             withheld_quantity: withheld,
+            quarantined_quantity: quarantined,
         }
     }
 }

@@ -43,7 +43,7 @@ macro_rules! users_sql {
     ($filter:literal) => {
         concat!(
             "WITH counted AS MATERIALIZED (
-                 SELECT order_id, quantity FROM order_lines WHERE ",
+                 SELECT order_id, quantity - refunded AS quantity FROM order_lines WHERE quantity > refunded AND ",
             $filter,
             " ORDER BY order_id DESC LIMIT $2),
              of_users AS MATERIALIZED (
