@@ -50,7 +50,7 @@ struct StuckPaymentResponse {
     user_id: i64,
     /// 결제 수단
     payment_type: PaymentType,
-    /// 주문 금액(원)
+    /// 금액(원): 주문 금액, 부분 환불을 요청 중이면 그 금액
     amount: i64,
     /// 영수증 번호: 외부 결제의 merchantUid
     receipt: String,

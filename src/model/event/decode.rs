@@ -302,7 +302,11 @@ impl Body {
                 amount: f.count("amount")?,
                 quarantined: f.flag("quarantined")?,
                 receipt: f.text("receipt")?.to_owned(),
-                by_gateway: f.text("method")? == "GATEWAY",
+                by_gateway: match f.text("method")? {
+                    "GATEWAY" => true,
+                    "BALANCE" => false,
+                    other => return Err(EventFields::bad("method", other)),
+                },
                 operator: f.operator(),
                 entry: match f.count("credit")? {
                     0 => None,

@@ -37,7 +37,7 @@ impl Batch {
             delta.quarantined += if part.quarantined { line.quantity } else { 0 };
         }
         let delta = self.refunds.entry(part.order.get()).or_default();
-        delta.amount += part.amount;
+        delta.amount = delta.amount.saturating_add(part.amount);
         delta.parts += 1;
         let insert = PartInsert {
             amount: part.amount,

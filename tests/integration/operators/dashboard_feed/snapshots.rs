@@ -133,7 +133,8 @@ async fn snapshot_matches_api_and_postgres() {
             .iter()
             .map(|place| place["salesCount"].as_i64().unwrap())
             .sum();
-        let paid = "SELECT sum(quantity)::bigint FROM order_lines JOIN orders ON id = order_id WHERE status = 'PAID'";
+        let paid = "SELECT sum(quantity - order_lines.refunded)::bigint FROM order_lines JOIN orders ON id = order_id
+                    WHERE status = 'PAID'";
         let paid: i64 = sqlx::query_scalar(paid).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap();
         assert_eq!(sold, paid);
         let moved = &truth["rankings"]["TODAY"][0]["previousPosition"];

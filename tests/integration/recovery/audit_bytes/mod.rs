@@ -60,6 +60,8 @@ const SUMS: &[&str] = &[
     "Outbox ids_reserved count",
     "Outbox order_closed watch",
     "Outbox order_closed withheld",
+    "Outbox order_closed quarantined",
+    "Outbox order_refunded left",
     "Outbox product_updated version",
     "Outbox stock_allotted units",
     "Outbox stock_allotted total",
@@ -289,7 +291,7 @@ async fn changed_byte_named_by_audit() {
     assert_eq!(audit(&test).await, Ok(Vec::new()));
     let (before, places) = (test.snapshot().await, all_places(&mut redis).await);
     let kinds: BTreeSet<&str> = places.iter().filter_map(|place| place.group.split(' ').next()).collect();
-    assert_eq!(kinds.len(), 26, "every kind but those between partitions: {kinds:?}");
+    assert_eq!(kinds.len(), 27, "every kind but those between partitions: {kinds:?}");
     let found = unnamed(&test, &mut redis, places).await;
     assert_eq!(test.snapshot().await, before);
     assert_eq!(audit(&test).await, Ok(Vec::new()));
