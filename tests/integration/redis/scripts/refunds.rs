@@ -60,7 +60,7 @@ async fn order_refund_matches_header() {
 #[tokio::test]
 async fn refund_finish_matches_header() {
     let mut bench = Bench::start(1).await;
-    let product = bench.ordered(10, 1, 0, 4).await;
+    let product = bench.ordered(10, 1, 4_000, 4).await;
     bench.decides("STARTED", &bench.payment_begin(10, 1, 4_000)).await;
     bench.decides("PAID", &bench.pay_by_gateway(10, 1, 4_000)).await;
     let (part, first) = (bench.refund(10, 1, &[(product, 1)]), bench.refund_finish(10, 1, 1));
