@@ -285,7 +285,12 @@ impl Body {
                 watched: f.optional_flag("watch")?,
                 withheld: f.optional_flag("withheld")?,
                 quarantined: f.optional_flag("quarantined")?,
-                by_gateway: f.text("method")? == "GATEWAY",
+                by_gateway: match f.text("method")? {
+                    "GATEWAY" => true,
+                    // An order that was not paid has none.
+                    "BALANCE" | "" => false,
+                    other => return Err(EventFields::bad("method", other)),
+                },
                 operator: f.operator(),
                 entry: match f.count("credit")? {
                     0 => None,
