@@ -13,17 +13,17 @@ use crate::{
         error::Code,
         extract::{
             decode::{Object, not_null, optional_parsed},
-            fields::Text,
+            fields::{Bounded, Text},
             params::{Params, PathId, QueryParams},
             write::{RequestBody, Write},
         },
         openapi::{document::order_status, errors::documented_errors},
         page::{Listed, PageParams, PageResponse},
         reply::{Answer, Done, Found},
-        routes::orders::{OrderDetailResponse, OrderProductRequest, refund_lines},
+        routes::orders::{OrderDetailResponse, summed},
         state::AppState,
     },
-    model::{NewRefund, OrderFilter, OrderId, OrderStatus, ProductId, RefundTerms, UserId},
+    model::{MAX_LINE_QUANTITY, NewRefund, OrderFilter, OrderId, OrderStatus, ProductId, RefundTerms, UserId},
 };
 
 /// The documented routes.
@@ -89,6 +89,16 @@ async fn orders(
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(description = "환불할 상품", example = json!({ "productId": 1, "quantity": 1 }))]
+struct RefundProductRequest {
+    /// 상품 ID
+    product_id: ProductId,
+    /// 환불할 수량
+    quantity: Bounded<1, { MAX_LINE_QUANTITY }>,
+}
+
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 #[schema(
     description = "주문 환불 요청",
     example = json!({ "lines": [{ "productId": 1, "quantity": 1 }], "restock": false, "reason": "착용 흔적이 있는 반품" }),
@@ -96,8 +106,8 @@ async fn orders(
 struct OrderRefundRequest {
     /// 환불할 상품 목록: 생략하면 남은 주문 전체입니다. 같은 상품은 수량을 더합니다.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Vec<OrderProductRequest>>, nullable = false, min_items = 1, max_items = 100)]
-    lines: Option<Vec<Object<OrderProductRequest>>>,
+    #[schema(value_type = Option<Vec<RefundProductRequest>>, nullable = false, min_items = 1, max_items = 100)]
+    lines: Option<Vec<Object<RefundProductRequest>>>,
     /// 환불된 수량을 다시 판매할지 여부(기본값 true): false이면 판매하지 않고 따로 셉니다.
     #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, default = true)]
@@ -122,7 +132,11 @@ impl RequestBody for OrderRefundRequest {
     const INVALID: Code = Code::InvalidOrder;
 
     fn validate(self, _zone: Tz) -> Option<ValidRefund> {
-        let lines = refund_lines(self.lines.as_deref())?;
+        let product = |Object(line): &Object<RefundProductRequest>| (line.product_id, line.quantity.get());
+        let lines = match &self.lines {
+            None => None,
+            Some(lines) => Some(summed(lines.iter().map(product))?),
+        };
         let reason = self.reason.map(String::from).unwrap_or_default();
         Some(ValidRefund { lines, restock: self.restock.unwrap_or(true), reason })
     }

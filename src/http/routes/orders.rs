@@ -35,7 +35,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "주문 상품", example = json!({ "productId": 1, "quantity": 2 }))]
-pub struct OrderProductRequest {
+struct OrderProductRequest {
     /// 상품 ID
     product_id: ProductId,
     /// 주문 수량
@@ -77,10 +77,7 @@ impl RequestBody for OrderCreateRequest {
     const INVALID: Code = Code::InvalidOrder;
 
     fn validate(self, _zone: Tz) -> Option<NewOrder> {
-        if !(1..=MAX_ORDER_LINES).contains(&self.order_products.len()) {
-            return None;
-        }
-        let lines = summed(&self.order_products)?;
+        let lines = summed(products(&self.order_products))?;
         let payment_type = self.payment.map(|Object(payment)| payment.payment_type);
         Some(NewOrder { user_id: self.user_id, lines, coupon_id: self.user_coupon_id, payment_type })
     }
@@ -94,17 +91,25 @@ impl RequestBody for OrderCreateRequest {
     }
 }
 
-/// One line per product, at its first place; `None` if a product has more than [`MAX_LINE_QUANTITY`] units. The list is short, so
-/// scanning it beats hashing.
-fn summed(products: &[Object<OrderProductRequest>]) -> Option<Vec<(ProductId, i64)>> {
+/// The lines of an order or of a part of one, one per product, at its first place; `None` if there are none, more than
+/// [`MAX_ORDER_LINES`], or more than [`MAX_LINE_QUANTITY`] units of a product. The list is short, so scanning it beats hashing.
+pub fn summed(products: impl ExactSizeIterator<Item = (ProductId, i64)>) -> Option<Vec<(ProductId, i64)>> {
+    if !(1..=MAX_ORDER_LINES).contains(&products.len()) {
+        return None;
+    }
     let mut lines: Vec<(ProductId, i64)> = Vec::with_capacity(products.len());
-    for Object(OrderProductRequest { product_id, quantity }) in products {
-        match lines.iter_mut().find(|(product, _)| product == product_id) {
-            Some((_, units)) => *units = units.checked_add(quantity.get())?,
-            None => lines.push((*product_id, quantity.get())),
+    for (product_id, quantity) in products {
+        match lines.iter_mut().find(|(product, _)| *product == product_id) {
+            Some((_, units)) => *units = units.checked_add(quantity)?,
+            None => lines.push((product_id, quantity)),
         }
     }
     lines.iter().all(|(_, units)| *units <= MAX_LINE_QUANTITY).then_some(lines)
+}
+
+/// The products of a request.
+fn products(lines: &[Object<OrderProductRequest>]) -> impl ExactSizeIterator<Item = (ProductId, i64)> {
+    lines.iter().map(|Object(line)| (line.product_id, line.quantity.get()))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -333,15 +338,6 @@ struct OrderCancelRequest {
     lines: Option<Vec<Object<OrderProductRequest>>>,
 }
 
-/// The lines of a part to refund, one per product; nothing of them may be invalid.
-pub fn refund_lines(lines: Option<&[Object<OrderProductRequest>]>) -> Option<Option<Vec<(ProductId, i64)>>> {
-    let Some(lines) = lines else { return Some(None) };
-    if !(1..=MAX_ORDER_LINES).contains(&lines.len()) {
-        return None;
-    }
-    summed(lines).map(Some)
-}
-
 /// The user and the lines of a cancellation.
 #[derive(Debug)]
 struct Cancellation {
@@ -355,7 +351,11 @@ impl RequestBody for OrderCancelRequest {
     const INVALID: Code = Code::InvalidOrder;
 
     fn validate(self, _zone: Tz) -> Option<Cancellation> {
-        Some(Cancellation { user: self.user_id, lines: refund_lines(self.lines.as_deref())? })
+        let lines = match &self.lines {
+            None => None,
+            Some(lines) => Some(summed(products(lines))?),
+        };
+        Some(Cancellation { user: self.user_id, lines })
     }
 
     fn user(cancellation: &Self::Valid) -> Option<UserId> {
