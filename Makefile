@@ -48,7 +48,7 @@ drill: install ## let each machine die while customers buy, and print what they 
 	cargo test --locked --test integration -- $(or $(addprefix drill::,$(subst -,_,$(ARGS))),drill::) \
 		--include-ignored --nocapture --test-threads=1
 
-load-test: ## run k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, mixed-day, spike, soak or all)
+load-test: ## run k6 against a private service, or against BASE_URL (SCENARIO=coupon-rush, flash-sale, returns, mixed-day, spike, soak or all)
 	@scripts/load-test $(ARGS)
 
 bench: install ## measure the tables of docs/benchmarks.md; writes target/bench/report.md

@@ -90,8 +90,12 @@ export function unmeasured(op, method, path, body, { allow = [], ...options } = 
     return classify(op, http.request(method, url, text, params), allow, false);
 }
 
-/** An unmeasured call to the operators' API. */
-export function operator(op, method, path, body, options = {}) {
+/** The headers of a call by an operator. */
+export function operatorHeaders() {
     if (!__ENV.ADMIN_TOKEN) throw new Error('ADMIN_TOKEN, the token of the operators\' API, is not set');
-    return unmeasured(op, method, path, body, { ...options, headers: { Authorization: `Bearer ${__ENV.ADMIN_TOKEN}` } });
+    return { Authorization: `Bearer ${__ENV.ADMIN_TOKEN}` };
 }
+
+/** An unmeasured call to the operators' API. */
+export const operator = (op, method, path, body, options = {}) =>
+    unmeasured(op, method, path, body, { ...options, headers: operatorHeaders() });

@@ -82,15 +82,23 @@ function endHolds({ products, hold, since }) {
     recordRemaining();
 }
 
-/** Checks stock = on sale + held + sold for each product, and subtracts the recorded orders from the acknowledged ones. */
+/** The refunded units of a product that stay off sale. */
+function unitsOffSale(product) {
+    const { ok, body } = operator('GET admin product', 'GET', `/admin/v1/products/${product}`);
+    return ok ? body.quarantinedQuantity || 0 : 0;
+}
+
+/** Checks stock = on sale + held + sold + off sale for each product, and subtracts the recorded orders from the acknowledged ones. */
 function reconcileProducts({ products, since }, inspect) {
     const orders = ordersOf(products, since);
     inspect(orders);
     const accounts = new Map(products.map(({ id }) => [id, { sold: 0, held: 0 }]));
+    // What was not refunded.
+    const unitsOf = ({ quantity, refundedQuantity }) => quantity - (refundedQuantity || 0);
     const addLines = (order, kind) => {
-        for (const { productId, quantity } of order.orderProducts) {
-            const product = accounts.get(productId);
-            if (product) product[kind] += quantity;
+        for (const line of order.orderProducts) {
+            const product = accounts.get(line.productId);
+            if (product) product[kind] += unitsOf(line);
         }
     };
     const paid = orders.filter(({ orderStatus }) => orderStatus === 'PAID');
@@ -101,14 +109,16 @@ function reconcileProducts({ products, since }, inspect) {
     products.forEach(({ id, name, stock }, at) => {
         const { sold, held } = accounts.get(id);
         const left = onSale[at] ? onSale[at].stockQuantity : NaN;
-        missing.add(Number.isNaN(left) ? stock : Math.abs(stock - left - held - sold));
+        const offSale = unitsOffSale(id);
+        missing.add(Number.isNaN(left) ? stock : Math.abs(stock - left - held - sold - offSale));
+        acknowledged.add(-offSale, { kind: 'units off sale' });
         oversold.add(Math.max(0, sold + held - stock));
         recordAccount('product', name, { total: stock, left, held, gone: sold });
     });
     const sum = (value) => paid.reduce((total, order) => total + value(order), 0);
     acknowledged.add(-paid.length, { kind: 'paid orders' });
-    acknowledged.add(-sum((order) => order.orderProducts.reduce((units, line) => units + line.quantity, 0)), { kind: 'units' });
-    acknowledged.add(-sum((order) => order.finalPrice), { kind: 'won' });
+    acknowledged.add(-sum((order) => order.orderProducts.reduce((units, line) => units + unitsOf(line), 0)), { kind: 'units' });
+    acknowledged.add(-sum((order) => order.finalPrice - (order.refundedPrice || 0)), { kind: 'won' });
     account.add(paid.length, { kind: 'orders', name: 'paid orders', entry: 'count' });
     const expired = orders.filter(({ closeReason }) => closeReason === 'EXPIRED').length;
     account.add(expired, { kind: 'orders', name: 'holds that expired', entry: 'count' });

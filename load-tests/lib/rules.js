@@ -23,7 +23,7 @@ const ended = [
     rule('correctness', 'audit_balanced', 'count==1', 'the audit recomputed every invariant, and they hold'),
     none('outbox_stuck', 'PostgreSQL has every decision of Redis'),
     none('units_oversold', 'no more units sold or coupons issued than there were'),
-    none('units_missing', 'on sale + held + sold = stock, and left + issued = total'),
+    none('units_missing', 'on sale + held + sold + off sale = stock, and left + issued = total'),
 ];
 
 /** For every scenario. `arrivals`: the number of iterations that k6 is to start. */
@@ -44,6 +44,9 @@ export const orders = [
     acknowledgedEqualsRecorded('won'),
     none('holds_left', 'every hold has ended'),
 ];
+
+/** For scenarios with refunds. */
+export const refunds = [acknowledgedEqualsRecorded('units off sale')];
 
 /** For scenarios with campaigns. */
 export const coupons = [acknowledgedEqualsRecorded('coupons')];

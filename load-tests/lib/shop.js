@@ -4,7 +4,7 @@
 // A lost, invented or repeated write leaves a count other than zero.
 
 import { Counter } from 'k6/metrics';
-import { atOnce, call, together } from './api.js';
+import { atOnce, call, operatorHeaders, together } from './api.js';
 
 export const acknowledged = new Counter('acknowledged_minus_recorded');
 const repliesDiffer = new Counter('replay_differs');
@@ -125,4 +125,39 @@ export function cancel(order, hold, { paid = false, ...options } = {}) {
     const answer = write('POST cancel', 'POST', path, { userId: order.user }, { allow, ...options });
     if (answer.ok && paid) count(order, -1);
     return answer;
+}
+
+const refundLines = (parts) => parts.map(([productId, quantity]) => ({ productId, quantity }));
+
+/** The request that refunds `parts` ([product, quantity] pairs) of an order, by its user, or by an operator with `restock`. */
+function refundRequest(order, parts, operator) {
+    const lines = refundLines(parts);
+    return operator
+        ? ['POST refund', 'POST', `/admin/v1/orders/${order.id}/refund`, { lines, restock: operator.restock, reason: 'load test' }, operatorHeaders()]
+        : ['POST return', 'POST', `/api/v1/orders/${order.id}/cancel`, { userId: order.user, lines }, {}];
+}
+
+/** Counts an acknowledged refund: `order.refunded` follows. */
+function countRefund(order, parts, operator, answer) {
+    if (!answer.ok) return answer;
+    const units = parts.reduce((sum, [, quantity]) => sum + quantity, 0);
+    answer.amount = answer.body.refundedPrice - order.refunded;
+    order.refunded = answer.body.refundedPrice;
+    acknowledged.add(-units, { kind: 'units' });
+    acknowledged.add(-answer.amount, { kind: 'won' });
+    if (answer.body.orderStatus === 'CANCELLED') acknowledged.add(-1, { kind: 'paid orders' });
+    if (operator && !operator.restock) acknowledged.add(units, { kind: 'units off sale' });
+    return answer;
+}
+
+/** Refunds a part of a paid order, which has `refunded` (won). */
+export function refund(order, parts, { operator, ...options } = {}) {
+    const [op, method, path, body, headers] = refundRequest(order, parts, operator);
+    return countRefund(order, parts, operator, write(op, method, path, body, { ...options, headers }));
+}
+
+/** The same refund by the user twice, in parallel. */
+export function refundTwice(order, parts, options) {
+    const [op, method, path, body] = refundRequest(order, parts);
+    return atOnce(2, op, method, path, body, options).map((answer) => countRefund(order, parts, undefined, answer));
 }

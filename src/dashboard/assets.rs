@@ -62,6 +62,7 @@ assets! {
     "plan.js": SCRIPT,
     "products.js": SCRIPT,
     "recoveries.js": SCRIPT,
+    "refund.js": SCRIPT,
     "sale.js": SCRIPT,
     "sales.js": SCRIPT,
     "status.js": SCRIPT,

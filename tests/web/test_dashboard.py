@@ -546,7 +546,7 @@ class Reading(Dashboard):
             self.assertEqual(*blanks, key)
         source = " ".join(
             driver.execute_async_script("fetch(arguments[0]).then((answer) => answer.text()).then(arguments[1])", f"/ops/assets/{name}")
-            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "recoveries.js", "status.js", "dialogs.js", "charts.js", "forms.js", "products.js", "sales.js", "plan.js")
+            for name in ("../", "app.js", "actions.js", "sale.js", "engine.js", "timeline.js", "operator-log.js", "recoveries.js", "status.js", "dialogs.js", "charts.js", "forms.js", "products.js", "sales.js", "plan.js", "refund.js")
         )
         used = set(re.findall(r"\bt\('([\w.]+)'", source)) | set(re.findall(r'data-t(?:-label)?="([\w.]+)"', source))
         self.assertGreater(len(used), 100)

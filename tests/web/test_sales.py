@@ -1,4 +1,4 @@
-"""Sales in a real browser: planning one, the plan as a timeline, and the page of a product."""
+"""Sales in a real browser: planning one, the plan as a timeline, the page of a product, and refunds by line."""
 
 import re
 import unittest
@@ -382,6 +382,124 @@ class Product(Sales):
         self.page.open("/ops#product-9007199254740991")
         base.driver.refresh()
         self.page.until(lambda: self.page.text("dialog[open] .error") == "There is no such product.", "it says so")
+
+
+class Refunding(Sales):
+    def order(self, lines, coupon=False):
+        """A paid order of `(product, quantity)` lines. Returns it with its user."""
+        (user,) = base.shop.users(1, balance=10_000_000)
+        body = {"userId": user, "payment": {"paymentType": "BALANCE"}, "orderProducts": [{"productId": product, "quantity": units} for product, units in lines]}
+        if coupon:
+            gift = base.shop.campaign("REFUND-1000", 5)
+            self.assertEqual(base.shop.take(gift, user)[0], 200)
+            body["userCouponId"] = gift
+        status, order = base.shop.status("POST", "/api/v1/orders", body)
+        self.assertEqual((status, order.get("orderStatus")), (200, "PAID"))
+        return order | {"userId": user}
+
+    def find(self, order):
+        page = self.page
+        page.click("#find")
+        page.find("#timeline-id").send_keys(str(order["orderId"]), Keys.ENTER)
+        page.until(lambda: page.text(".timeline-result h3") == f"Order {order['orderId']}", "the order is found")
+
+    def amount(self):
+        return self.page.text("dialog[open] [data-part=amount]")
+
+    def refund(self):
+        """Submits the form, and answers yes."""
+        page = self.page
+        self.press_submit()
+        page.until(lambda: page.all("dialog[role=alertdialog]"), "it asks first")
+        question = page.dialog().text
+        page.submit()
+        return question
+
+    def test_an_order_is_refunded_by_line(self):
+        page = self.page
+        shoes, socks = base.shop.product("Refunded shoe", 10_001, 10), base.shop.product("Refunded socks", 333, 10)
+        order = self.order([(shoes, 3), (socks, 2)], coupon=True)
+        paid, total = order["finalPrice"], 30_669
+        self.find(order)
+        page.click("dialog[open] [data-part=refund]")
+        page.until(lambda: "Refunded shoe" in page.text("dialog[open] .refund"), "the products have their names")
+        self.assertEqual(self.amount(), "Choose what comes back.")
+        # Without a line nothing is sent.
+        self.press_submit()
+        page.until_equal("Choose what comes back.", lambda: page.text("dialog[open] .refund .error"))
+        page.click("dialog[open] .refund-lines li:first-child input[type=checkbox]")
+        units = page.find("dialog[open] .refund-lines li:first-child input[type=number]")
+        units.clear()
+        units.send_keys("1")
+        first = paid * 10_001 // total
+        page.until_equal(f"₩{first:,} back · ₩{paid:,} was paid, ₩0 refunded before", self.amount)
+        page.click("dialog[open] [name=restock]")
+        page.find("dialog[open] [name=reason]").send_keys("worn")
+        self.accessible("the form")
+        page.screenshot("refund-form")
+        self.assertIn("keep them off sale", self.refund())
+        page.until_equal(f"₩{first:,} of order {order['orderId']} was refunded.", lambda: page.text(".refunded"))
+        shown = base.shop.admin("GET", f"/orders/{order['orderId']}/timeline")
+        self.assertEqual((shown["order"]["refundedPrice"], shown["order"]["orderStatus"]), (first, "PAID"))
+        (part,) = shown["refunds"]
+        self.assertEqual((part["reason"], part["restock"], part["products"]), ("worn", False, [{"productId": shoes, "quantity": 1}]))
+        units = base.shop.admin("GET", f"/products/{shoes}")
+        self.assertEqual((units["stockQuantity"], units["soldQuantity"], units["quarantinedQuantity"]), (7, 2, 1))
+        for part in ("worn", "refunded in part", "Refunded parts"):
+            page.until(lambda: part in page.text(".timeline-result"), "the timeline tells of it")
+        self.accessible("the timeline")
+        page.screenshot("refund-timeline")
+
+        # The rest comes back on sale, and closes the order.
+        page.click("dialog[open] [data-part=refund]")
+        page.until(lambda: len(page.all("dialog[open] .refund-lines li")) == 2, "both lines have something left")
+        for line in page.all("dialog[open] .refund-lines input[type=checkbox]"):
+            line.click()
+        page.until_equal(f"₩{paid - first:,} back · ₩{paid:,} was paid, ₩{first:,} refunded before", self.amount)
+        self.assertIn("put them back on sale", self.refund())
+        page.until_equal(f"₩{paid - first:,} of order {order['orderId']} was refunded.", lambda: page.text(".refunded"))
+        self.assertFalse(page.all("dialog[open] [data-part=refund]"))
+        shown = base.shop.admin("GET", f"/orders/{order['orderId']}/timeline")["order"]
+        self.assertEqual((shown["orderStatus"], shown["closeReason"], shown["refundedPrice"]), ("CANCELLED", "REFUNDED", paid))
+        balance = base.shop.status("GET", f"/api/v1/balances/{order['userId']}")[1]["balance"]
+        self.assertEqual(balance, 10_000_000)
+        page.close_dialogs()
+        base.driver.execute_script(f"location.hash = '#product-{shoes}'")
+        page.until(lambda: self.page.number("[data-units=quarantined] b") == 1, "the page of the product has the unit that is off sale")
+        page.screenshot("product-off-sale")
+
+    def test_a_refund_that_is_refused_says_why(self):
+        page = self.page
+        product = base.shop.product("Refused refund", 1_000, 10)
+        order = self.order([(product, 2)])
+        self.find(order)
+        page.click("dialog[open] [data-part=refund]")
+        page.click("dialog[open] .refund-lines input[type=checkbox]")
+        # Meanwhile its user sends one back.
+        part = {"userId": order["userId"], "lines": [{"productId": product, "quantity": 1}]}
+        self.assertEqual(base.shop.status("POST", f"/api/v1/orders/{order['orderId']}/cancel", part)[0], 200)
+        self.expected_errors.append(rf"/admin/v1/orders/{order['orderId']}/refund - Failed to load resource: .*\b400\b")
+        self.press_submit()
+        page.until(lambda: page.all("dialog[role=alertdialog]"), "it asks first")
+        page.submit()
+        page.until(lambda: "That much can’t be refunded" in page.text("dialog[open] .refund"), "it says why")
+        self.assertEqual(base.shop.admin("GET", f"/orders/{order['orderId']}/timeline")["order"]["refundedPrice"], 1_000)
+        # On a phone, in Korean.
+        page.close_dialogs()
+        page.choose(language="ko", theme="dark")
+        page.size((390, 844))
+        base.driver.execute_script("document.getElementById('find').click()")
+        page.find("#timeline-id").send_keys(str(order["orderId"]), Keys.ENTER)
+        page.click("dialog[open] [data-part=refund]")
+        page.click("dialog[open] .refund-lines input[type=checkbox]")
+        self.accessible("the form on a phone")
+        page.screenshot("refund-phone-ko-dark")
+
+    def test_an_order_that_is_not_paid_has_no_refund(self):
+        (user,) = base.shop.users(1, balance=100_000)
+        order = base.shop.order(user, base.shop.product("Not paid", 1_000, 10))
+        self.find(order)
+        self.assertFalse(self.page.all("dialog[open] [data-part=refund]"))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ function productRow(it) {
             h('a', { class: 'product', href: `#product-${it.productId}`, 'data-part': 'name' }), ' ',
             h('span', { class: 'sub', 'data-part': 'price' }),
             h('span', { class: 'stack', 'data-part': 'stack', 'aria-hidden': 'true' },
-                h('i', { class: 'sold' }), h('i', { class: 'held' }), h('i', { class: 'withheld' }), h('i', { class: 'on-sale' }))),
+                h('i', { class: 'sold' }), h('i', { class: 'held' }), h('i', { class: 'withheld' }), h('i', { class: 'quarantined' }), h('i', { class: 'on-sale' }))),
         h('td', { class: 'number', 'data-part': 'onSale' }),
         h('td', { class: 'number', 'data-part': 'held' }),
         h('td', { class: 'number', 'data-part': 'sold' }),
@@ -108,13 +108,13 @@ function product(row, it) {
     row.classList.toggle('sold-out', it.onSale === 0);
     updateText(part(row, 'name'), it.productName);
     const state = it.saleStatus === 'SCHEDULED' || it.saleStatus === 'ENDED' ? t(`sale.${it.saleStatus}`) : it.onSale === 0 ? t('stock.soldOut') : null;
-    updateText(part(row, 'price'), [won(it.price), state, it.limitPerUser === null ? null : t('limit.own', { n: it.limitPerUser }), it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null].filter(Boolean).join(' · '));
+    updateText(part(row, 'price'), [won(it.price), state, it.limitPerUser === null ? null : t('limit.own', { n: it.limitPerUser }), it.withheld > 0 ? `${t('stock.withheld')} ${number(it.withheld)}` : null, it.quarantined > 0 ? `${t('stock.quarantined')} ${number(it.quarantined)}` : null].filter(Boolean).join(' · '));
     updateText(part(row, 'onSale'), number(it.onSale));
     updateText(part(row, 'held'), number(it.held));
     updateText(part(row, 'sold'), number(it.sold));
     const stack = part(row, 'stack');
-    const all = it.onSale + it.held + it.sold + it.withheld || 1;
-    [it.sold, it.held, it.withheld, it.onSale].forEach((units, place) => {
+    const all = it.onSale + it.held + it.sold + it.withheld + it.quarantined || 1;
+    [it.sold, it.held, it.withheld, it.quarantined, it.onSale].forEach((units, place) => {
         stack.children[place].hidden = units === 0;
         stack.children[place].style.setProperty('flex-grow', units / all);
     });

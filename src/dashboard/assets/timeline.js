@@ -4,9 +4,10 @@ import { read } from './api.js';
 import { errorText, openSheet } from './dialogs.js';
 import { h } from './dom.js';
 import { has, number, readIso, t, won } from './i18n.js';
+import { isRefundable, openRefund } from './refund.js';
 
 const ISO = /^\d{4}-\d\d-\d\dT\d\d:\d\d/;
-const MONEY = new Set(['price', 'totalPrice', 'discountPrice', 'finalPrice', 'amount', 'balance', 'before_balance', 'after_balance']);
+const MONEY = new Set(['price', 'totalPrice', 'discountPrice', 'finalPrice', 'refundedPrice', 'amount', 'balance', 'before_balance', 'after_balance']);
 
 const name = (key) => (has(`field.${key}`) ? t(`field.${key}`) : key);
 
@@ -73,11 +74,13 @@ function eventsOf(timeline) {
     return events.filter(({ at }) => typeof at === 'string').sort((a, b) => (a.at < b.at ? -1 : a.at > b.at ? 1 : 0));
 }
 
-function render(timeline, title) {
+function render(timeline, title, reload) {
     const { events: _, ...rest } = timeline;
     const events = eventsOf(timeline);
+    const order = timeline.order;
     return [
-        h('h3', { text: title }),
+        h('header', { class: 'timeline-head' }, h('h3', { text: title }),
+            order && isRefundable(order) ? h('button', { class: 'action', type: 'button', 'data-part': 'refund', text: t('refund.submit'), onclick: () => openRefund(order, reload) }) : null),
         ...(events.length === 0 ? [] : [
             h('h4', { text: t('timeline.events') }),
             h('ol', { class: 'timeline' }, ...events.map(({ at, text, more }) => h('li', {}, h('time', { text: readIso(at) }), h('span', { text }), h('span', { class: 'sub', text: more })))),
@@ -97,20 +100,23 @@ export function openTimelineSearch({ kind: wanted = 'order', id: known = null } 
             h('label', { for: 'timeline-id', class: 'unseen', text: t('timeline.number') }), input,
             h('button', { class: 'primary', type: 'submit', text: t('timeline.search') }));
         let requests = 0;
-        form.addEventListener('submit', async (event) => {
-            event.preventDefault();
+        async function search(kind, id, refunded = null) {
             const request = (requests += 1);
-            const kind = form.elements.kind.value;
-            const id = input.value.trim();
             found.replaceChildren(h('p', { class: 'sub', text: t('loading') }));
             try {
                 const timeline = await read(`/${kind}s/${encodeURIComponent(id)}/timeline`);
                 if (request !== requests) return;
-                found.replaceChildren(...render(timeline, t(`timeline.${kind}.of`, { id })));
+                const told = refunded === null ? null : h('p', { class: 'refunded', text: t('refund.done', { amount: won(refunded), id }) });
+                found.replaceChildren(...render(timeline, t(`timeline.${kind}.of`, { id }), (amount) => search(kind, id, amount)));
+                if (told) found.firstChild.after(told);
             } catch (error) {
                 if (request === requests) found.replaceChildren(h('p', { class: 'error', text: errorText(error) }));
             }
             found.focus();
+        }
+        form.addEventListener('submit', (event) => {
+            event.preventDefault();
+            search(form.elements.kind.value, input.value.trim());
         });
         body.append(form, found);
         input.placeholder = t('timeline.number');
