@@ -21,7 +21,7 @@ impl Engine {
     pub async fn sales_plan(&self, from: Option<Millis>, until: Option<Millis>) -> Result<SalesPlan, Error> {
         let now = self.store.now(Partition(0));
         let from = from.unwrap_or(now.plus(-PLAN_BEGINS_BEFORE_MS));
-        let until = until.unwrap_or(from.plus(PLAN_MS));
+        let until = until.unwrap_or(from.plus(PLAN_MS).min(Millis::MAX));
         if from >= until {
             return Err(Error::InvalidRequest("the range is empty"));
         }

@@ -199,6 +199,7 @@ class Planning(Sales):
         shown = base.shop.admin("GET", f"/coupons/{coupon}")
         conditions = [shown[name] for name in ("minOrderPrice", "maxDiscountPrice", "productIds", "categories")]
         self.assertEqual(conditions, [30_000, 5_000, [1, 2, 3, 9], ["SHOES", "TOP"]])
+        page.until(lambda: "15% off · from ₩30,000 · at most ₩5,000 · 4 products · SHOES, TOP · closes" in page.campaign(coupon, "terms"), "the panel has them")
 
         page.click("#new-campaign")
         page.fill(couponCode="CAP", discountAmount="500", totalQuantity="4")

@@ -1,6 +1,6 @@
-// The fields that several forms share: terms of sale of products, and conditions of coupons.
+// The terms of sale of products and the conditions of coupons: the fields that several forms share, and their words.
 
-import { shopZone, t } from './i18n.js';
+import { number, shopZone, t, won } from './i18n.js';
 
 export const MAX_UNITS = 1_000_000_000;
 export const MAX_WON = 1_000_000_000_000;
@@ -84,4 +84,17 @@ export function couponBody({ productIds, categories, ...rest }) {
     if (productIds !== null) body.productIds = typeof productIds === 'string' ? readNumbers(productIds) : productIds;
     if (categories !== null) body.categories = readCategories(categories);
     return body;
+}
+
+export const discountText = ({ discountType, discountAmount }) =>
+    discountType === 'FIXED' ? t('discount.FIXED', { amount: won(discountAmount) }) : t('discount.PERCENTAGE', { n: number(discountAmount) });
+
+/// The conditions of a coupon in words; empty without any.
+export function conditionsText({ minOrderPrice, maxDiscountPrice, productCount, categories }) {
+    return [
+        minOrderPrice === null ? null : t('conditions.min', { amount: won(minOrderPrice) }),
+        maxDiscountPrice === null ? null : t('conditions.max', { amount: won(maxDiscountPrice) }),
+        productCount === 0 ? null : t('conditions.products', { n: productCount }),
+        categories.length === 0 ? null : categories.join(', '),
+    ].filter(Boolean).join(' · ');
 }

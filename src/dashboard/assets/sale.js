@@ -1,6 +1,7 @@
 // The panels of the sale: campaigns, stock and rankings.
 
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
+import { conditionsText, discountText } from './forms.js';
 import { counted, moment, number, rate, share, t, won, wonShort } from './i18n.js';
 import { history, line } from './charts.js';
 
@@ -35,10 +36,9 @@ function campaign(row, it, snapshot) {
     updateAttribute(row, 'data-coupon', String(id));
     updateText(part(row, 'code'), it.couponCode);
     updateText(part(row, 'state'), t(`state.${state}`));
-    const off = it.discountType === 'FIXED' ? t('discount.FIXED', { amount: won(it.discountAmount) }) : t('discount.PERCENTAGE', { n: number(it.discountAmount) });
     const when = state === 'SCHEDULED' ? t('campaign.opens', { at: moment(it.opensAt, snapshot.at) })
         : t(state === 'CLOSED' ? 'campaign.closed' : 'campaign.closes', { at: moment(it.closesAt, snapshot.at) });
-    updateText(part(row, 'terms'), `${off} · ${when}`);
+    updateText(part(row, 'terms'), [discountText(it), conditionsText(it), when].filter(Boolean).join(' · '));
     updateText(part(row, 'left'), number(left));
     updateText(part(row, 'total'), t('campaign.left', { total: number(total) }));
     updateText(part(row, 'issued'), [

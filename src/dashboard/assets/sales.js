@@ -4,7 +4,8 @@ import { nameWhileOpen } from './address.js';
 import { read } from './api.js';
 import { errorText, keepLoading, openSheet } from './dialogs.js';
 import { h, icon, part, updateAttribute, updateList, updateText } from './dom.js';
-import { date, fromIso, localIso, number, span, t, won } from './i18n.js';
+import { conditionsText, discountText } from './forms.js';
+import { date, fromIso, localIso, number, span, t } from './i18n.js';
 import { openPlanForm } from './plan.js';
 import { limitText, productLink } from './products.js';
 
@@ -54,19 +55,6 @@ function productRows(products) {
     });
 }
 
-/// The conditions of a coupon in words; empty without any.
-function conditionsText({ minOrderPrice, maxDiscountPrice, productIds, categories }) {
-    return [
-        minOrderPrice === null ? null : t('conditions.min', { amount: won(minOrderPrice) }),
-        maxDiscountPrice === null ? null : t('conditions.max', { amount: won(maxDiscountPrice) }),
-        productIds === null ? null : t('conditions.products', { n: productIds.length }),
-        categories === null ? null : categories.join(', '),
-    ].filter(Boolean).join(' · ');
-}
-
-const discountText = ({ discountType, discountAmount }) =>
-    discountType === 'FIXED' ? t('discount.FIXED', { amount: won(discountAmount) }) : t('discount.PERCENTAGE', { n: number(discountAmount) });
-
 function couponRows(campaigns, now) {
     return campaigns.map((it) => {
         const { from, until } = bounds(it);
@@ -74,7 +62,7 @@ function couponRows(campaigns, now) {
             key: `coupon ${it.couponId}`, from, until, items: [], product: null,
             title: it.couponCode,
             state: now < from ? 'SCHEDULED' : now >= until ? 'ENDED' : it.remainingQuantity === 0 ? 'SOLD_OUT' : 'ON_SALE', states: 'coupon',
-            terms: [discountText(it), conditionsText(it)].filter(Boolean).join(' · '),
+            terms: [discountText(it), conditionsText({ ...it, productCount: it.productIds?.length ?? 0, categories: it.categories ?? [] })].filter(Boolean).join(' · '),
             count: t('sales.coupons.count', { n: number(it.issuedQuantity), total: number(it.totalQuantity) }),
             share: it.issuedQuantity / it.totalQuantity,
         };

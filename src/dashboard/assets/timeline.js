@@ -106,9 +106,9 @@ export function openTimelineSearch({ kind: wanted = 'order', id: known = null } 
             try {
                 const timeline = await read(`/${kind}s/${encodeURIComponent(id)}/timeline`);
                 if (request !== requests) return;
-                const told = refunded === null ? null : h('p', { class: 'refunded', text: t('refund.done', { amount: won(refunded), id }) });
+                const result = refunded === null ? null : h('p', { class: 'refunded', text: t('refund.done', { amount: won(refunded), id }) });
                 found.replaceChildren(...render(timeline, t(`timeline.${kind}.of`, { id }), (amount) => search(kind, id, amount)));
-                if (told) found.firstChild.after(told);
+                if (result) found.firstChild.after(result);
             } catch (error) {
                 if (request === requests) found.replaceChildren(h('p', { class: 'error', text: errorText(error) }));
             }

@@ -71,10 +71,14 @@ async fn sales_plan_has_sales_of_its_range() {
         patch(test, &format!("/admin/v1/products/{limited}"), json!({"limitPerUser": null})).await.ok();
         assert_eq!(plan(test, 899 * HOUR_MS, 999 * HOUR_MS).await, (vec![later], vec![late]));
 
+        let last = get(test, "/admin/v1/sales?from=9999-12-31T08:00:00").await.ok();
+        assert_eq!(planned(&last), (vec![], vec![]));
+
         let (from, until) = (after(test, HOUR_MS), after(test, 0));
         for query in [
             format!("from={from}&until={until}"),
             format!("from={from}&until={from}"),
+            "from=9999-12-31T23:59:59.999999999&until=9999-12-31T23:59:59".to_owned(),
             "from=2026-03-03".to_owned(),
             "from=".to_owned(),
             "until=9999-99-99T00:00:00".to_owned(),

@@ -170,8 +170,8 @@ async fn snapshot_follows_campaign_to_its_end() {
     let shown = campaign(&seen, &json!(burning));
     fields(
         &shown,
-        "couponId couponCode discountType discountAmount totalQuantity issuedQuantity remainingQuantity withheldQuantity opensAt \
-         closesAt expiredAt state issuesPerSecond secondsToEmpty",
+        "couponId couponCode discountType discountAmount minOrderPrice maxDiscountPrice productCount categories totalQuantity \
+         issuedQuantity remainingQuantity withheldQuantity opensAt closesAt expiredAt state issuesPerSecond secondsToEmpty",
     );
     assert_eq!((&shown["remainingQuantity"], &shown["totalQuantity"]), (&json!(994), &json!(1_000)));
     let rate = shown["issuesPerSecond"].as_f64().unwrap();
