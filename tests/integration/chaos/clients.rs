@@ -64,6 +64,8 @@ struct Placed {
     order: i64,
     user: i64,
     price: i64,
+    /// One of its products, and its units.
+    line: (i64, i64),
 }
 
 /// The state that the clients share.
@@ -238,7 +240,7 @@ impl Market {
         let decided = began + (now() - began) / 2;
         let aim = |moment: u64, request: Request| drop(self.aimed.lock().unwrap().insert(moment, request));
         match request {
-            Request::Place { user, pays, .. } => {
+            Request::Place { user, pays, lines, .. } => {
                 let (order, price) = (body["orderId"].as_i64().unwrap(), body["finalPrice"].as_i64().unwrap());
                 if let Some((_, keep)) = self.moments.filter(|_| *pays && order % AIMED == 1) {
                     return aim(decided + keep, Request::Cancel { order, user: *user });
@@ -248,7 +250,7 @@ impl Market {
                 }
                 let mut orders = self.orders.lock().unwrap();
                 if orders.iter().all(|placed| placed.order != order) {
-                    orders.push(Placed { order, user: *user, price });
+                    orders.push(Placed { order, user: *user, price, line: lines[0] });
                 }
                 let surplus = orders.len().saturating_sub(ORDERS);
                 orders.drain(..surplus);
@@ -279,12 +281,16 @@ impl Market {
         match (random.within(0, 99), placed) {
             (0..18, _) => Request::Issue { campaign: self.campaigns.pick(random), user },
             (18..32, _) => Request::Charge { user, amount: random.within(1, 400) },
-            (32..48, Some(Placed { order, user, price })) => {
+            (32..48, Some(Placed { order, user, price, .. })) => {
                 let amount = if random.percent(4) { price + 1 } else { price };
                 Request::Pay { order, user, price, amount }
             }
-            (48..57, Some(Placed { order, user, .. })) => Request::Cancel { order, user },
-            (57..64, _) => Request::Balance { user },
+            (48..54, Some(Placed { order, user, .. })) => Request::Cancel { order, user },
+            (54..58, Some(Placed { order, user, line: (product, units), .. })) if self.terms => {
+                let line = (product, random.within(1, units));
+                Request::Refund { order, user, line, by_operator: random.percent(30) }
+            }
+            (54..64, _) => Request::Balance { user },
             (64..66, _) => Request::Entries { user },
             (66..71, _) => Request::Product { product: self.products.pick(random) },
             (71..74, Some(Placed { order, user, .. })) => Request::Order { order, user },

@@ -28,6 +28,39 @@ pub struct OrderFact {
     pub paid_at: u64,
     pub closed_at: u64,
     pub lines: BTreeMap<i64, i64>,
+    /// Its refunded parts, in their order.
+    pub parts: Vec<PartFact>,
+}
+
+/// A refunded part of an order: its product and units, its share of the price, whether its units stay off sale, and when.
+#[derive(Clone, Debug)]
+pub struct PartFact {
+    pub line: (i64, i64),
+    pub amount: i64,
+    pub quarantined: bool,
+    pub at: u64,
+}
+
+impl OrderFact {
+    /// The units of a product, and the won, that no part has refunded.
+    pub fn left_units(&self, product: i64) -> i64 {
+        let refunded: i64 = self.parts.iter().filter(|part| part.line.0 == product).map(|part| part.line.1).sum();
+        self.lines.get(&product).map_or(0, |units| units - refunded)
+    }
+
+    pub fn left_price(&self) -> i64 {
+        self.price - self.parts.iter().map(|part| part.amount).sum::<i64>()
+    }
+
+    /// The part after which the reply shows so many refunded units in all.
+    pub fn part_of(&self, reply: &Value) -> Option<&PartFact> {
+        let shown: i64 = reply["orderProducts"].as_array()?.iter().map(|line| int(line, "refundedQuantity")).sum();
+        let mut units = 0;
+        self.parts.iter().find(|part| {
+            units += part.line.1;
+            units == shown
+        })
+    }
 }
 
 /// A balance entry: type, amount, before, after, order.
@@ -67,13 +100,26 @@ impl Facts {
         let rows: Vec<Row> = sqlx::query_as(sqlx::AssertSqlSafe(orders)).fetch_all(pool).await.unwrap();
         for (id, user, status, price, coupon, reason, placed, paid, closed) in rows {
             let (placed_at, paid_at, closed_at) = (placed as u64, paid as u64, closed as u64);
-            let lines = BTreeMap::new();
-            let order = OrderFact { user, status, price, coupon, reason, placed_at, paid_at, closed_at, lines };
+            let (lines, parts) = (BTreeMap::new(), Vec::new());
+            let order = OrderFact { user, status, price, coupon, reason, placed_at, paid_at, closed_at, lines, parts };
             facts.orders.insert(id, order);
         }
         let sql = "SELECT order_id, product_id, quantity FROM order_lines";
         for (order, product, quantity) in sqlx::query_as::<_, (i64, i64, i64)>(sql).fetch_all(pool).await.unwrap() {
             facts.orders.get_mut(&order).unwrap().lines.insert(product, quantity);
+        }
+        let sql = format!(
+            "SELECT order_id, lines, amount, quarantined, {} FROM order_refunds ORDER BY order_id, part",
+            ns("refunded_at")
+        );
+        let rows: Vec<(i64, String, i64, bool, i64)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).fetch_all(pool).await.unwrap();
+        for (order, lines, amount, quarantined, at) in rows {
+            // Every part is of one product.
+            let mut fields = lines.split(':').map(|field| field.parse().unwrap_or(-1));
+            let line = (fields.next().unwrap(), fields.next().unwrap());
+            let part = PartFact { line, amount, quarantined, at: at as u64 };
+            facts.orders.get_mut(&order).unwrap().parts.push(part);
         }
         let sql = "SELECT p.id, p.order_id, p.user_id, p.amount, p.receipt
                    FROM payments p JOIN orders o ON o.id = p.order_id WHERE o.paid_at IS NOT NULL";
@@ -187,6 +233,7 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
     let mut entries = Ledger::new("balance entries (user, type, amount, after if acknowledged, order)");
     let mut failed = Ledger::new("failed orders");
     let mut closed = Ledger::new("closed orders (id, reason)");
+    let mut refunded = Ledger::new("refunded parts (order, product, units, off sale)");
     let mut stocked: BTreeMap<i64, i64> = goods.products.iter().map(|product| (*product, goods.stock)).collect();
     for user in &goods.users {
         entries.acknowledged((*user, "CHARGE", Goods::BALANCE, Some(Goods::BALANCE), None), (0, 0));
@@ -221,8 +268,13 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
                     entries.acknowledged((*user, "PAYMENT", *price, None, Some(*order)), within);
                 }
             }
-            Request::Cancel { order, user } => {
-                let (reason, price) = (text(body, "closeReason"), int(body, "finalPrice"));
+            Request::Refund { order, line, by_operator, .. } if text(body, "closeReason").is_empty() => {
+                refunded.acknowledged((*order, line.0, line.1, *by_operator), within);
+            }
+            // A refund of all that was left is a cancellation.
+            Request::Cancel { order, user } | Request::Refund { order, user, .. } => {
+                let left = facts.orders.get(order).map(OrderFact::left_price);
+                let (reason, price) = (text(body, "closeReason"), left.unwrap_or_else(|| int(body, "finalPrice")));
                 if reason == "REFUNDED" && price > 0 && !facts.by_gateway.contains(order) {
                     entries.acknowledged((*user, "REFUND", price, None, Some(*order)), within);
                 }
@@ -232,6 +284,15 @@ pub fn compare(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<Di
             _ => {}
         }
     }
+    for (order, fact) in facts.orders.iter().filter(|(order, _)| !facts.by_gateway.contains(order)) {
+        for part in fact.parts.iter().filter(|part| part.amount > 0) {
+            // The ledger of the parts says whether it was acknowledged.
+            entries.acknowledged((fact.user, "REFUND", part.amount, None, Some(*order)), (0, u64::MAX));
+        }
+    }
+    let parts = facts.orders.iter().flat_map(|(order, fact)| fact.parts.iter().map(move |part| (*order, part)));
+    let part = |(order, part): (i64, &PartFact)| (order, part.line.0, part.line.1, part.quarantined);
+    refunded.compare(|(order, ..)| *order, parts.map(part), &mut differences);
     coupons.compare(
         |(campaign, ..)| *campaign,
         facts.coupons.iter().map(|((campaign, user), (no, _))| (*campaign, *user, *no)),
@@ -272,7 +333,7 @@ fn beyond_terms(operations: &[Operation], facts: &Facts, goods: &Goods) -> Vec<D
     for (products, limit) in &goods.limits {
         let mut had: BTreeMap<i64, i64> = BTreeMap::new();
         for order in facts.orders.values().filter(|order| matches!(&*order.status, "PENDING" | "PAID")) {
-            let units: i64 = products.iter().filter_map(|product| order.lines.get(product)).sum();
+            let units: i64 = products.iter().map(|product| order.left_units(*product)).sum();
             *had.entry(order.user).or_default() += units;
         }
         for (user, units) in had.into_iter().filter(|(_, units)| units > limit) {
@@ -380,6 +441,7 @@ fn order_beyond_terms_of_sale_found() {
         paid_at: 0,
         closed_at: 0,
         lines: [(7, units)].into(),
+        parts: Vec::new(),
     };
     let found = |orders: Vec<OrderFact>| {
         let facts = Facts { orders: (1..).zip(orders).collect(), ..Facts::default() };

@@ -45,7 +45,8 @@ pub fn contradictions(gateway: &FakeGateway, facts: &Facts, losses: &Losses) -> 
         let Some(order) = gateway.order_of(&uid).filter(|order| !losses.concern(*order)) else { continue };
         let is_paid = facts.orders.get(&order).is_some_and(|fact| fact.status == "PAID");
         let paid = facts.payments.values().find(|(of, .., receipt)| *of == order && *receipt == uid);
-        let due = paid.filter(|_| is_paid).map_or(0, |(_, _, amount, _)| *amount);
+        let left = facts.orders.get(&order).map_or(0, |fact| fact.left_price());
+        let due = paid.filter(|_| is_paid).map_or(0, |_| left);
         let kept = gateway.kept(&uid);
         if kept != due {
             contradictions

@@ -233,6 +233,8 @@ pub enum OrderOp {
         affordable: bool,
     },
     Cancel,
+    /// Refunds a part, and something is left.
+    Refund,
     Expire,
     Read,
 }
@@ -258,8 +260,10 @@ impl SequentialSpec for Order {
             (_, OrderOp::Pay { .. }) => return OrderRet::Invalid,
             (Order::Pending, OrderOp::Cancel) => Order::Cancelled,
             (Order::Paid, OrderOp::Cancel) => Order::Refunded,
+            (Order::Paid, OrderOp::Refund) => Order::Paid,
+            (Order::Pending, OrderOp::Refund) => return OrderRet::Invalid,
             (Order::Pending, OrderOp::Expire) => Order::Expired,
-            (_, OrderOp::Cancel | OrderOp::Expire) => return OrderRet::AlreadyClosed,
+            (_, OrderOp::Cancel | OrderOp::Refund | OrderOp::Expire) => return OrderRet::AlreadyClosed,
         };
         *self = to;
         OrderRet::Is(to)

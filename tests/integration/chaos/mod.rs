@@ -32,6 +32,7 @@ mod nemesis;
 mod objects;
 mod options;
 mod proxy;
+mod requests;
 mod results;
 pub mod shop;
 mod situations;

@@ -148,15 +148,34 @@ impl Objects<'_> {
                     self.stock(order, within, StockOp::Release);
                 }
             }
-            Request::Cancel { order: id, user } => {
+            Request::Refund { order: id, user, .. } if body["closeReason"].is_null() => {
+                let Some(order) = self.facts.orders.get(id) else { return };
+                let Some(part) = order.part_of(body) else { return };
+                let within = (since(part.at), ended);
+                if part.amount > 0 && !self.facts.by_gateway.contains(id) {
+                    self.balance(*user, within, BalanceOp::Refund(part.amount), BalanceRet::Moved);
+                }
+                self.order(*id, within, OrderOp::Refund, OrderRet::Is(Order::Paid));
+                if !part.quarantined {
+                    let (product, units) = part.line;
+                    let interval =
+                        Interval { began: within.0, ended, op: StockOp::Release(units), ret: StockRet::Moved };
+                    self.products.entry(product).or_default().push(interval);
+                }
+            }
+            // A refund of all that was left is a cancellation.
+            Request::Cancel { order: id, user } | Request::Refund { order: id, user, .. } => {
                 let Some(order) = self.facts.orders.get(id) else { return };
                 let (within, refunded) = ((since(order.closed_at), ended), body["closeReason"] == "REFUNDED");
-                if refunded && order.price > 0 && !self.facts.by_gateway.contains(id) {
-                    self.balance(*user, within, BalanceOp::Refund(order.price), BalanceRet::Moved);
+                if refunded && order.left_price() > 0 && !self.facts.by_gateway.contains(id) {
+                    self.balance(*user, within, BalanceOp::Refund(order.left_price()), BalanceRet::Moved);
                 }
                 let to = if refunded { Order::Refunded } else { Order::Cancelled };
                 self.order(*id, within, OrderOp::Cancel, OrderRet::Is(to));
-                self.stock(order, within, StockOp::Release);
+                // An operator's refund keeps the units off sale.
+                if !matches!(operation.request, Request::Refund { by_operator: true, .. }) {
+                    self.stock(order, within, StockOp::Release);
+                }
             }
             _ => {}
         }
@@ -196,6 +215,14 @@ impl Objects<'_> {
                 }
                 (Request::Cancel { order, .. }, Outcome::Refused { .. }) => {
                     self.order(*order, within, OrderOp::Cancel, OrderRet::AlreadyClosed);
+                }
+                (Request::Refund { order, .. }, Outcome::Refused { code, .. }) => {
+                    let ret = match code.as_str() {
+                        "ORDER_ALREADY_CLOSED" => OrderRet::AlreadyClosed,
+                        // It is PENDING, or has fewer units left.
+                        _ => continue,
+                    };
+                    self.order(*order, within, OrderOp::Refund, ret);
                 }
                 (Request::Balance { user }, Outcome::Done { body, .. }) => {
                     let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
@@ -269,8 +296,10 @@ impl Objects<'_> {
 
     /// Adds an operation on each product of an order.
     fn stock(&mut self, order: &OrderFact, (began, ended): (u64, u64), op: fn(i64) -> StockOp) {
-        for (product, units) in &order.lines {
-            let interval = Interval { began, ended, op: op(*units), ret: StockRet::Moved };
+        for (product, ordered) in &order.lines {
+            // What comes back is what no part has brought back before.
+            let units = if matches!(op(0), StockOp::Release(_)) { order.left_units(*product) } else { *ordered };
+            let interval = Interval { began, ended, op: op(units), ret: StockRet::Moved };
             self.products.entry(*product).or_default().push(interval);
         }
     }

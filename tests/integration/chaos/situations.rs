@@ -242,7 +242,18 @@ fn unknown() -> Outcome {
 fn order(paid_at: u64, reason: &str) -> OrderFact {
     let lines = BTreeMap::new();
     let (status, reason) = (String::new(), reason.to_owned());
-    OrderFact { user: 0, status, price: 1, coupon: None, reason, placed_at: AT, paid_at, closed_at: AT + HOLD, lines }
+    OrderFact {
+        user: 0,
+        status,
+        price: 1,
+        coupon: None,
+        reason,
+        placed_at: AT,
+        paid_at,
+        closed_at: AT + HOLD,
+        lines,
+        parts: Vec::new(),
+    }
 }
 
 /// The counts above zero of a run with three partitions.
