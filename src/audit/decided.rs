@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{
     Audit,
     fields::{differ, sorted},
-    outbox::{Decided, Walk, describe, entry_of},
+    outbox::{Decided, Walk, describe},
     report::Findings,
 };
 use crate::{
@@ -87,7 +87,7 @@ impl PageFacts {
         let projected = || decided.iter().filter(|decided| decided.is_projected).map(|decided| &decided.event);
         let bodies = || projected().map(|event| &event.body);
         let orders: Vec<i64> = bodies().filter_map(order_of).collect();
-        let entries: Vec<&BalanceEntry> = bodies().filter_map(entry_of).collect();
+        let entries: Vec<&BalanceEntry> = bodies().filter_map(Body::entry).collect();
         let (mut given, mut had) = (Vec::new(), Vec::new());
         let (mut users, mut products, mut campaigns) = (Vec::new(), Vec::new(), Vec::new());
         let (mut issued, mut remote, mut reserves) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()), false);
@@ -208,7 +208,7 @@ impl PageFacts {
                 }
                 _ => of_order(event, row, self.resolutions.get(&order)),
             };
-            wrong.push(entry_of(&event.body).and_then(|entry| self.of_entry(entry)));
+            wrong.push(event.body.entry().and_then(|entry| self.of_entry(entry)));
             return wrong;
         }
         match &event.body {

@@ -77,17 +77,12 @@ impl Delta {
 
 /// The users whose balances a decision changed, each with the number of its new balance entry.
 pub(super) fn changed_balances(body: &Body) -> Vec<(i64, i64)> {
-    let entry = match body {
-        Body::BalanceCharged(entry) => Some(entry),
-        Body::OrderPaid(paid) => paid.entry.as_ref(),
-        Body::OrderClosed(closed) => closed.entry.as_ref(),
-        Body::OrderRefunded(part) => part.entry.as_ref(),
+    match body {
         Body::UsersCreated { first, step, count, balance, .. } if *balance > 0 => {
-            return (0..*count).map(|n| (first.get().saturating_add(n.saturating_mul(*step)), 1)).collect();
+            (0..*count).map(|n| (first.get().saturating_add(n.saturating_mul(*step)), 1)).collect()
         }
-        _ => None,
-    };
-    entry.map(|entry| (entry.user_id.get(), entry.entry_no)).into_iter().collect()
+        body => body.entry().map(|entry| (entry.user_id.get(), entry.entry_no)).into_iter().collect(),
+    }
 }
 
 /// The decisions between two positions, each with its entry.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     model::{
-        BalanceEntry, Millis, Partition, Position,
+        Millis, Partition, Position,
         event::{self, Body, Decoded, Event},
     },
     postgres::snapshot::Snapshot,
@@ -251,7 +251,7 @@ impl Walk {
             }
             return Vec::new();
         }
-        let Some(change) = entry_of(body) else { return Vec::new() };
+        let Some(change) = body.entry() else { return Vec::new() };
         let user = change.user_id.get();
         let fields = event::fields_of(&entry.fields, nth);
         let previous = fields.iter().find(|(name, _)| name == "prev").map_or("", |(_, value)| value.as_str());
@@ -280,17 +280,6 @@ impl Walk {
         }
         self.changes.insert(user, BalanceChange { entry: entry.id, number: change.entry_no, after: change.after });
         wrong
-    }
-}
-
-/// The balance entry of a decision.
-pub(super) fn entry_of(body: &Body) -> Option<&BalanceEntry> {
-    match body {
-        Body::BalanceCharged(entry) => Some(entry),
-        Body::OrderPaid(paid) => paid.entry.as_ref(),
-        Body::OrderClosed(closed) => closed.entry.as_ref(),
-        Body::OrderRefunded(part) => part.entry.as_ref(),
-        _ => None,
     }
 }
 

@@ -29,9 +29,10 @@ impl Engine {
         let checkout = match self.gateways.get(payment_type) {
             Some(_) => None,
             None => {
-                let payment_id = self.next_payment_id(self.store.owner(user_id.get())).await?;
-                let receipt = Uuid::now_v7().to_string();
-                Some(Box::new(Checkout { payment_type, payment_id, receipt, zone: self.zone }))
+                let owner = self.store.owner(user_id.get());
+                let payment_id = self.next_payment_id(owner).await?;
+                let (receipt, day) = (Uuid::now_v7().to_string(), self.day(self.store.now(owner)));
+                Some(Box::new(Checkout { payment_type, payment_id, receipt, day, zone: self.zone }))
             }
         };
         let placed = self.place(call, order, checkout).await?;

@@ -260,17 +260,12 @@ impl Body {
                 // The first form of this event has no `method`: there, a transaction implies a gateway.
                 by_gateway: match f.get("method") {
                     None => !f.text("transaction")?.is_empty(),
-                    Some("GATEWAY") => true,
-                    Some("BALANCE") => false,
-                    Some(other) => return Err(EventFields::bad("method", other)),
+                    Some(_) => f.by_gateway()?,
                 },
                 transaction: f.optional("transaction")?,
                 lines: f.lines("lines")?,
                 coupon: f.optional_id("coupon", CouponId::new)?,
-                entry: match f.count("debit")? {
-                    0 => None,
-                    _ => Some(f.entry(TransactionType::Payment, "debit", at)?),
-                },
+                entry: f.entry_if_any(TransactionType::Payment, "debit", at)?,
                 day: f.text("day")?.to_owned(),
             }),
             "order_closed" => Body::OrderClosed(OrderClosed {
@@ -285,17 +280,10 @@ impl Body {
                 watched: f.optional_flag("watch")?,
                 withheld: f.optional_flag("withheld")?,
                 quarantined: f.optional_flag("quarantined")?,
-                by_gateway: match f.text("method")? {
-                    "GATEWAY" => true,
-                    // An order that was not paid has none.
-                    "BALANCE" | "" => false,
-                    other => return Err(EventFields::bad("method", other)),
-                },
+                // An order that was not paid has none.
+                by_gateway: !f.text("method")?.is_empty() && f.by_gateway()?,
                 operator: f.operator(),
-                entry: match f.count("credit")? {
-                    0 => None,
-                    _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
-                },
+                entry: f.entry_if_any(TransactionType::Refund, "credit", at)?,
                 day: f.text("day")?.to_owned(),
             }),
             "order_refunded" => Body::OrderRefunded(OrderRefunded {
@@ -307,16 +295,9 @@ impl Body {
                 amount: f.count("amount")?,
                 quarantined: f.flag("quarantined")?,
                 receipt: f.text("receipt")?.to_owned(),
-                by_gateway: match f.text("method")? {
-                    "GATEWAY" => true,
-                    "BALANCE" => false,
-                    other => return Err(EventFields::bad("method", other)),
-                },
+                by_gateway: f.by_gateway()?,
                 operator: f.operator(),
-                entry: match f.count("credit")? {
-                    0 => None,
-                    _ => Some(f.entry(TransactionType::Refund, "credit", at)?),
-                },
+                entry: f.entry_if_any(TransactionType::Refund, "credit", at)?,
                 day: f.text("day")?.to_owned(),
             }),
             "refund_ended" => Body::RefundEnded {

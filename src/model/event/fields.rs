@@ -138,6 +138,25 @@ impl<'a> EventFields<'a> {
         Ok(Some(Record { digest: digest.into(), fingerprint: fingerprint.into(), reply: reply.into() }))
     }
 
+    /// Whether the money went through a gateway.
+    pub(super) fn by_gateway(&self) -> Result<bool, BadEvent> {
+        match self.text("method")? {
+            "GATEWAY" => Ok(true),
+            "BALANCE" => Ok(false),
+            other => Err(Self::bad("method", other)),
+        }
+    }
+
+    /// The change of the balance; `None` if `amount` is 0.
+    pub(super) fn entry_if_any(
+        &self,
+        kind: TransactionType,
+        amount: &str,
+        at: Millis,
+    ) -> Result<Option<BalanceEntry>, BadEvent> {
+        if self.count(amount)? == 0 { Ok(None) } else { self.entry(kind, amount, at).map(Some) }
+    }
+
     pub(super) fn entry(&self, kind: TransactionType, amount: &str, at: Millis) -> Result<BalanceEntry, BadEvent> {
         Ok(BalanceEntry {
             user_id: self.id("user", UserId::new)?,

@@ -336,12 +336,8 @@ impl Event {
     /// The event's change of `user`'s balance, if any.
     pub fn entry_of(&self, user: UserId) -> Option<BalanceEntry> {
         let entry = match &self.body {
-            Body::BalanceCharged(entry) => Some(entry.clone()),
-            Body::OrderPaid(paid) => paid.entry.clone(),
-            Body::OrderClosed(closed) => closed.entry.clone(),
-            Body::OrderRefunded(part) => part.entry.clone(),
             Body::UsersCreated { balance, .. } if *balance > 0 => Some(opening_entry(user, *balance, self.at)),
-            _ => None,
+            body => body.entry().cloned(),
         };
         entry.filter(|entry| entry.user_id == user)
     }
@@ -354,6 +350,17 @@ pub fn opening_entry(user_id: UserId, balance: Won, at: Millis) -> BalanceEntry 
 }
 
 impl Body {
+    /// The change of a balance, of a user that exists.
+    pub fn entry(&self) -> Option<&BalanceEntry> {
+        match self {
+            Body::BalanceCharged(entry) => Some(entry),
+            Body::OrderPaid(paid) => paid.entry.as_ref(),
+            Body::OrderClosed(closed) => closed.entry.as_ref(),
+            Body::OrderRefunded(part) => part.entry.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The order that the decision is about, if any.
     pub fn order(&self) -> Option<OrderId> {
         match self {

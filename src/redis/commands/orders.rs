@@ -50,7 +50,8 @@ pub struct Checkout {
     pub payment_type: PaymentType,
     pub payment_id: PaymentId,
     pub receipt: String,
-    /// The zone of the days of the rankings.
+    /// The day by the caller's clock, and the zone of the days, should it be another one.
+    pub day: CalendarDay,
     pub zone: Tz,
 }
 
@@ -310,15 +311,28 @@ impl Store {
         order: PlaceOrder,
         checkout: Box<Checkout>,
     ) -> Result<ScriptReply, Error> {
-        let owner = self.owner(order.user_id.get());
+        let place_at = |now| {
+            let day = if checkout.day.includes(now) { checkout.day } else { CalendarDay::of(now, checkout.zone) };
+            PlacePaidOrder { order: order.clone(), checkout: checkout.clone(), day }
+        };
+        self.run_on_its_day(call, self.owner(order.user_id.get()), &place_at).await
+    }
+
+    /// Runs a script whose requests are of one day, again while the server says that it is another one. `request_at` is the request at
+    /// a time, which tells its day.
+    async fn run_on_its_day<B: Batchable>(
+        &self,
+        call: &Call,
+        owner: Partition,
+        request_at: &(dyn Fn(Millis) -> B + Sync),
+    ) -> Result<ScriptReply, Error> {
         let mut now = self.now(owner);
         for _ in 0..DAY_ATTEMPTS {
-            let day = CalendarDay::of(now, checkout.zone);
-            let place = PlacePaidOrder { order: order.clone(), checkout: checkout.clone(), day };
-            let reply = self.run_batched(call, owner, place).await?;
+            let reply = self.run_batched(call, owner, request_at(now)).await?;
             if reply.code != ReplyCode::OtherDay {
                 return Ok(reply);
             }
+            // Nothing was decided: midnight came in between, or this process knows the server's clock badly.
             now = Millis(reply.get(0)?);
         }
         Err(clock_unsteady())
@@ -335,16 +349,8 @@ impl Store {
         owner: Partition,
         pay_at: &(dyn Fn(Millis) -> PayOrder + Sync),
     ) -> Result<Reply<Settled>, Error> {
-        let mut now = self.now(owner);
-        for _ in 0..DAY_ATTEMPTS {
-            let reply = self.run_batched(call, owner, pay_at(now)).await?;
-            if reply.code != ReplyCode::OtherDay {
-                return settled(&reply).map(|settled| reply.with(settled));
-            }
-            // Nothing was decided: midnight came in between, or this process knows the server's clock badly.
-            now = Millis(reply.get(0)?);
-        }
-        Err(clock_unsteady())
+        let reply = self.run_on_its_day(call, owner, pay_at).await?;
+        settled(&reply).map(|settled| reply.with(settled))
     }
 
     /// `payment_begin.lua`. `Some`: the reply to an earlier request under the same idempotency key, settled since.
