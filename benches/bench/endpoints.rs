@@ -33,6 +33,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("coupon issue, holds one", Kind::HoldsOne),
     ("balance charge", Kind::Charge),
     ("order, 1 line", Kind::Order { lines: 1, coupon: false }),
+    ("order, window and limit", Kind::OrderWithTerms),
     ("pay", Kind::Pay),
     ("order paid in one step", Kind::Checkout),
     ("order, 1 line with coupon", Kind::Order { lines: 1, coupon: true }),
@@ -61,6 +62,7 @@ enum Kind {
     HoldsOne,
     Charge,
     Order { lines: u64, coupon: bool },
+    OrderWithTerms,
     Pay,
     Checkout,
     Product,
@@ -103,6 +105,8 @@ impl Row {
 struct Shop {
     users: Users,
     products: Vec<u64>,
+    /// As many products, with a window and a limit of their group.
+    products_with_terms: Vec<u64>,
     /// The products of the lock-based designs.
     lock_based_products: Vec<u64>,
     /// A sold-out campaign, issued to the first `GIVEN` users.
@@ -171,16 +175,18 @@ fn is_lock_based(kind: Kind) -> bool {
 
 async fn prepare(servers: &Servers, service: &Process) -> Result<Shop> {
     let users = Users { first: service.users(USERS, RICH).await?, count: USERS };
-    let mut products = Vec::new();
+    let (mut products, mut products_with_terms) = (Vec::new(), Vec::new());
     for _ in 0..10 {
         products.push(service.product(1_000_000_000).await?);
+        products_with_terms.push(service.product_with_terms(1_000_000_000).await?);
     }
     let sold_out = service.campaign(GIVEN).await?;
     let winners = loads::issue(sold_out, |n| users.nth(n), 200);
     client::run(service.address, CONNECTIONS, &winners, 0..GIVEN, Duration::MAX).await?;
     servers.drain().await?;
     let unpaid = [(false, RefCell::default()), (true, RefCell::default())].into();
-    Ok(Shop { users, products, lock_based_products: (1..=10).collect(), sold_out, unpaid, turn: Cell::new(0) })
+    let (lock_based_products, turn) = ((1..=10).collect(), Cell::new(0));
+    Ok(Shop { users, products, products_with_terms, lock_based_products, sold_out, unpaid, turn })
 }
 
 /// A round of one kind. Creates the data that it needs before the clock starts.
@@ -244,6 +250,7 @@ async fn one(
         Kind::Order { lines, coupon: false } => {
             loads::order(next, products, lines, None, (lines == 1).then_some(unpaid))
         }
+        Kind::OrderWithTerms => loads::order(next, &shop.products_with_terms, 1, None, None),
         Kind::Checkout => loads::checkout(next, products),
         Kind::LockedOrder { .. } => loads::order(next, products, 1, None, Some(unpaid)),
         Kind::Pay | Kind::LockedPay { .. } => loads::pay(&due),
@@ -273,6 +280,18 @@ fn record_targets(rows: &[Row], targets: &mut Targets) {
         }
         if let Some(sold_out) = find("coupon issue, sold out") {
             record(Target::SoldOutRate, sold_out.ratio(baseline, |m| m.round.rate()));
+        }
+    }
+    if let Some(order) = find("order, 1 line") {
+        if let Some(checkout) = find("order paid in one step") {
+            record(Target::CheckoutOfOrder, checkout.ratio(order, |m| m.per_request(Cpu::servers)));
+        }
+        if let Some(terms) = find("order, window and limit") {
+            let redis = |row: &Row| row.rounds.iter().map(|m| m.per_request(|cpu| cpu.redis)).collect::<Vec<_>>();
+            record(
+                Target::TermsRedis,
+                redis(terms).iter().zip(redis(order)).map(|(with, without)| with - without).collect(),
+            );
         }
     }
     if let (Some(baseline), Some(product)) = (find("baseline: GET"), find("product")) {

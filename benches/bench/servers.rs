@@ -233,6 +233,20 @@ impl Process {
         self.operate("POST", "/admin/v1/products", product(units)).await?["productId"].as_u64().context("no productId")
     }
 
+    /// A product that is on sale for a while, and of whose group a user may have so many units.
+    pub async fn product_with_terms(&self, units: i64) -> Result<u64> {
+        let mut product = product(units);
+        for (name, value) in [
+            ("opensAt", json!("2026-01-01T10:00:00")),
+            ("closesAt", json!("2099-12-31T23:59:59")),
+            ("limitPerUser", json!(10_000)),
+            ("limitGroup", json!("AIR")),
+        ] {
+            product[name] = value;
+        }
+        self.operate("POST", "/admin/v1/products", product).await?["productId"].as_u64().context("no productId")
+    }
+
     /// Writes a request that creates a product.
     pub fn write_product(&self, request: &mut Vec<u8>, units: i64) {
         client::write_operation(request, TOKEN, "POST", "/admin/v1/products", &product(units).to_string());

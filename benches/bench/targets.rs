@@ -8,6 +8,8 @@ pub enum Target {
     IssueCpu,
     OrderPayCpu,
     CheckoutCpu,
+    CheckoutOfOrder,
+    TermsRedis,
     IssueRate,
     ProductRate,
     SoldOutRate,
@@ -43,6 +45,8 @@ const ALL: &[(Target, &str, &str, Bound)] = &[
     ),
     (OrderPayCpu, "endpoints", "CPU of an order and its payment, × baseline", Bound::AtMost(8.0)),
     (CheckoutCpu, "endpoints", "CPU of an order paid in one step, × baseline", Bound::AtMost(5.0)),
+    (CheckoutOfOrder, "endpoints", "CPU of an order paid in one step, × an order", Bound::AtMost(1.2)),
+    (TermsRedis, "endpoints", "µs of Redis that a window and a limit add to an order", Bound::AtMost(1.0)),
     (
         IssueRate,
         "scripts",
