@@ -48,10 +48,8 @@ end
 
 local requests, at = {}, 9
 for i = 1, n do
-  local request
-  request, at = read_request(at, 3 * i + 5)
-  request.payment_type, request.payment_id, request.receipt = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  requests[i], at = request, at + 3
+  requests[i] = read_request(at, 3 * i + 5)
+  at = requests[i].rest + 3
 end
 load_prices(KEYS[3], now_ms)
 stock.load(products)
@@ -67,7 +65,7 @@ local function decide(request)
   if refusal then return refusal end
 
   local number, order_id, user_id, coupon_id = whole(seq), request.order_id, request.user_id, request.coupon_id
-  local payment_type, payment_id, receipt = request.payment_type, request.payment_id, request.receipt
+  local payment_type, payment_id, receipt = unpack(ARGV, request.rest, request.rest + 2)
   local debit, before, prev, final = total - discount, user.won, user.tail, nil
   total, discount, final = sums_of(total, discount)
   local reply = 'CHECKED_OUT' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. order_id .. SEPARATOR .. final
@@ -81,10 +79,11 @@ local function decide(request)
     user.touched = true
     touched[#touched + 1] = request.user
   end
-  if coupon then user.changed[coupon_id] = coupon_in_state(coupon, 'U', order_id, now) end
+  if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'U', order_id, now) end
   if field then count_units(user, field, counts) end
-  for line, id in ipairs(request.ids) do
-    local units = request.units[line]
+  local ids = request.ids
+  for line = 1, #ids do
+    local id, units = ids[line], request.units[line]
     stock.add(id, -units)
     sold.add(id, units)
     ranked_units[id] = (ranked_units[id] or 0) + units
@@ -119,13 +118,13 @@ redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #placed do write_in_chunks('HSET', placed_keys[i], placed[i]) end
 for i = 1, #touched do
   -- Once per user, however many orders it has paid.
-  local user, fields = users[touched[i]], {}
+  local user, fields = users[touched[i]], nil
   if user.tail == SAME_ENTRY then
     fields = { 'balance', user.won, 'entries', user.entries, 'tail', id }
+  else
+    fields = {}
   end
-  for name, value in pairs(user.changed) do
-    fields[#fields + 1], fields[#fields + 2] = name, value
-  end
+  append_known(user, fields)
   write_in_chunks('HSET', touched[i], fields)
 end
 stock.write()

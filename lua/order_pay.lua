@@ -161,7 +161,8 @@ for i = 1, n do
       if debit > 0 then
         user.balance, user.entries, user.tail = after, user.entries + 1, SAME_ENTRY
       end
-      for line, id in ipairs(ids) do
+      for line = 1, #ids do
+        local id = ids[line]
         ranked_units[id] = (ranked_units[id] or 0) + units[line]
         ranked_won[id] = (ranked_won[id] or 0) + units[line] * prices[line]
       end
@@ -177,9 +178,9 @@ for i = 1, n do
       ended[#ended + 1] = fields
       events[#events + 1] = with_record(
         'order_paid' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. order_id
-          .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole(final)
+          .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole_again(final)
           .. SEPARATOR .. receipt .. SEPARATOR .. method .. SEPARATOR .. transaction .. SEPARATOR .. order.lines
-          .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole(debit)
+          .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole_again(debit)
           .. SEPARATOR .. whole(before) .. SEPARATOR .. whole(after) .. SEPARATOR .. whole(user.entries) .. SEPARATOR
           .. prev,
         record, fingerprint, reply)
@@ -199,9 +200,11 @@ write_in_chunks('ZREM', expiry, expired)
 write_in_chunks('ZREM', gateway, confirmed)
 for i = 1, #touched do
   local user = users[touched[i]]
-  local fields = { 'open', whole(user.open) }
+  local fields
   if user.tail == SAME_ENTRY then
-    fields = { 'open', fields[2], 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id }
+    fields = { 'open', whole_again(user.open), 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id }
+  else
+    fields = { 'open', whole_again(user.open) }
   end
   for coupon_id, coupon in pairs(user.coupons) do
     fields[#fields + 1], fields[#fields + 2] = coupon_id, coupon

@@ -43,7 +43,10 @@ local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 
 local requests, at = {}, 6
-for i = 1, n do requests[i], at = read_request(at, 3 * i + 4) end
+for i = 1, n do
+  requests[i] = read_request(at, 3 * i + 4)
+  at = requests[i].rest
+end
 load_prices(KEYS[4], now_ms)
 stock.load(products)
 held.load(products)
@@ -69,11 +72,12 @@ local function decide(request)
     user.touched = true
     touched[#touched + 1] = request.user
   end
-  if coupon then user.changed[coupon_id] = coupon_in_state(coupon, 'H', order_id, '') end
+  if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'H', order_id, '') end
   if field then count_units(user, field, counts) end
-  for line, id in ipairs(request.ids) do
-    stock.add(id, -request.units[line])
-    held.add(id, request.units[line])
+  local ids, units = request.ids, request.units
+  for line = 1, #ids do
+    stock.add(ids[line], -units[line])
+    held.add(ids[line], units[line])
   end
   placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'total', total,
     'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at }
@@ -101,10 +105,8 @@ write_in_chunks('ZADD', expiry, ends)
 for i = 1, #touched do
   -- Once per user, however many orders it has placed.
   local user = users[touched[i]]
-  local fields = { 'open', whole(user.open) }
-  for name, value in pairs(user.changed) do
-    fields[#fields + 1], fields[#fields + 2] = name, value
-  end
+  local fields = { 'open', whole_again(user.open) }
+  append_known(user, fields)
   write_in_chunks('HSET', touched[i], fields)
 end
 stock.write()

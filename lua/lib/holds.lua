@@ -4,9 +4,15 @@
 
 -- The product ids, units and unit prices of packed lines. At most 100 lines: http bounds an order.
 local function unpack_lines(lines)
-  local ids, units, prices = {}, {}, {}
-  for id, quantity, price in string.gmatch(lines, '(%d+):(%d+):(%d+)') do
-    ids[#ids + 1], units[#units + 1], prices[#prices + 1] = id, tonumber(quantity), tonumber(price)
+  local id, quantity, price, rest = string.match(lines, '^(%d+):(%d+):(%d+)()')
+  if not id then return {}, {}, {} end
+  local ids, units, prices = { id }, { tonumber(quantity) }, { tonumber(price) }
+  -- Most orders have one line.
+  rest = string.find(lines, ',', rest, true)
+  if rest then
+    for more, its_quantity, its_price in string.gmatch(string.sub(lines, rest), '(%d+):(%d+):(%d+)') do
+      ids[#ids + 1], units[#units + 1], prices[#prices + 1] = more, tonumber(its_quantity), tonumber(its_price)
+    end
   end
   return ids, units, prices
 end

@@ -5,13 +5,15 @@
 local products, order_keys, prices, terms, users, none_exist = {}, {}, nil, nil, {}, nil
 local MAX_SAFE_INTEGER = 9007199254740991
 
--- A request whose arguments begin at `at` and whose keys begin at `key`, and the index of the argument after its lines.
+-- A request whose arguments begin at `at` and whose keys begin at `key`; `rest` is the index of the argument after its lines.
+-- (A table that is made with all its fields is not made again, larger, when it gets one more.)
 local function read_request(at, key)
-  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, conditions, lines =
-    unpack(ARGV, at, at + 9)
-  local ids, units, order = {}, {}, KEYS[key + 2]
-  for line = 1, tonumber(lines) do
-    local id = ARGV[at + 8 + 2 * line]
+  local fingerprint, request_id, order_id, user_id, coupon_id, discount_type, discount, coupon_ends, conditions, lines,
+    id, quantity = unpack(ARGV, at, at + 11)
+  local ids, units, order = { id }, { tonumber(quantity) }, KEYS[key + 2]
+  products[#products + 1] = id
+  for line = 2, tonumber(lines) do
+    id = ARGV[at + 8 + 2 * line]
     ids[line], units[line] = id, tonumber(ARGV[at + 9 + 2 * line])
     products[#products + 1] = id
   end
@@ -19,7 +21,7 @@ local function read_request(at, key)
   return { record = KEYS[key], user = KEYS[key + 1], order = order, fingerprint = fingerprint,
     request_id = request_id, order_id = order_id, user_id = user_id, coupon_id = coupon_id,
     discount_type = discount_type, discount = tonumber(discount), coupon_ends = tonumber(coupon_ends),
-    conditions = conditions, ids = ids, units = units }, at + 10 + 2 * #ids
+    conditions = conditions, ids = ids, units = units, rest = at + 10 + 2 * #ids }
 end
 
 -- Reads the prices of products, by id, and of those that have any the terms of sale at `now_ms`: whether it is off sale, the limit
@@ -97,30 +99,29 @@ local function user_of(key, field, fields)
     else
       u = redis.call('HMGET', key, 'name', 'balance', 'open', 'entries', 'tail')
     end
-    -- `won`: the balance as text. `changed`: the fields that the batch writes, but those of `open` and of the balance.
+    -- `won`: the balance as text. `known`: what the user has of limits, by field, as read and as the batch changes it, and the coupons
+    -- that the batch changes, as text.
     user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), won = u[2], entries = u[4], tail = u[5],
-      changed = {}, touched = false }
+      known = field and { [field] = tonumber(u[6]) or 0 } or {}, touched = false }
     users[key] = user
     if fields then
-      for i = 1, #fields do user[fields[i]] = tonumber(u[5 + i]) or 0 end
-    elseif field then
-      user[field] = tonumber(u[6]) or 0
+      for i = 2, #fields do user.known[fields[i]] = tonumber(u[5 + i]) or 0 end
     end
-  elseif fields or field and not user[field] then
+  elseif fields or field and not user.known[field] then
     fields = fields or { field }
     local counts = read_in_chunks('HMGET', key, fields)
-    for i = 1, #fields do user[fields[i]] = user[fields[i]] or tonumber(counts[i]) or 0 end
+    for i = 1, #fields do user.known[fields[i]] = user.known[fields[i]] or tonumber(counts[i]) or 0 end
   end
   return user
 end
 
 -- What the user then has of the limits, of one or by field; nothing if it is too much.
 local function counted(request, user, field, fields)
-  local count, counts = user[field], fields and {}
-  for line, id in ipairs(request.ids) do
-    local sale = terms[id]
+  local ids, count, counts = request.ids, user.known[field], fields and {}
+  for line = 1, #ids do
+    local sale = terms[ids[line]]
     if sale and sale.limit then
-      if counts then count = counts[sale.field] or user[sale.field] end
+      if counts then count = counts[sale.field] or user.known[sale.field] end
       count = count + request.units[line]
       if count > sale.limit then return end
       if counts then counts[sale.field] = count end
@@ -132,14 +133,16 @@ end
 -- The total price of an order, and its lines, packed; nothing if the total is too large to be exact.
 local function priced(request)
   -- Doubles are exact up to 2^53 and round monotonically above it, so a sum above the bound stays above it.
-  local total, lines = 0, {}
-  for line, id in ipairs(request.ids) do
-    total = total + prices[id] * request.units[line]
+  local ids, units, total, packed, lines = request.ids, request.units, 0, nil, nil
+  for line = 1, #ids do
+    local id = ids[line]
+    local price, sale = prices[id], terms and terms[id]
+    total = total + price * units[line]
     if total > MAX_SAFE_INTEGER then return end
-    lines[line] = id .. ':' .. whole(request.units[line]) .. ':' .. whole(prices[id])
-    if terms and terms[id] then lines[line] = lines[line] .. terms[id].mark end
+    packed = id .. ':' .. whole_again(units[line]) .. ':' .. whole_again(price) .. (sale and sale.mark or '')
+    if lines then lines[line] = packed else lines = { packed } end
   end
-  return total, table.concat(lines, ',')
+  return total, #ids == 1 and packed or table.concat(lines, ',')
 end
 
 -- The discount on `won`.
@@ -188,7 +191,7 @@ local function judge(request, max_open, must_afford, on_sale, now_ms)
   if refusal then return refusal end
   local coupon
   if request.coupon_id ~= '' then
-    coupon = user.changed[request.coupon_id] or redis.call('HGET', request.user, request.coupon_id)
+    coupon = user.known[request.coupon_id] or redis.call('HGET', request.user, request.coupon_id)
     if not coupon or not request.coupon_ends or string.match(coupon, '^%d+|%d+|(%a)') ~= 'A'
       or now_ms >= request.coupon_ends or string.find(request.conditions, '|0+$') then
       return 'INVALID_COUPON'
@@ -204,16 +207,25 @@ end
 
 -- An order's total, discount and final price as text.
 local function sums_of(total, discount)
-  local sum = whole(total)
+  local sum = whole_again(total)
   if discount == 0 then return sum, '0', sum end
-  return sum, whole(discount), whole(total - discount)
+  return sum, whole_again(discount), whole_again(total - discount)
 end
 
 -- Keeps the user's new counts against limits, as `judge` returned them.
 local function count_units(user, field, counts)
   if type(counts) == 'number' then
-    user[field], user.changed[field] = counts, whole(counts)
+    user.known[field] = counts
     return
   end
-  for name, count in pairs(counts) do user[name], user.changed[name] = count, whole(count) end
+  for name, count in pairs(counts) do user.known[name] = count end
+end
+
+-- Adds to a list of fields and values what a user has of limits, and the changed coupons. Nothing of a limit is no field.
+local function append_known(user, fields)
+  for name, value in pairs(user.known) do
+    if value ~= 0 then
+      fields[#fields + 1], fields[#fields + 2] = name, type(value) == 'number' and whole_again(value) or value
+    end
+  end
 end
