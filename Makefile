@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients test-versions fuzz chaos chaos-long drill load-test pgo bench instructions bench-compare lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients test-deploy test-versions fuzz chaos chaos-long drill load-test pgo bench instructions bench-compare lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,6 +30,9 @@ test-web: ## test the dashboard in headless Chromium; screenshots in target/web/
 
 test-clients: ## validate the OpenAPI documents, and generate clients in Java, Kotlin and Python
 	@scripts/test-clients
+
+test-deploy: ## lint and render the Helm chart, test the alerts, load the compose files
+	@scripts/test-deploy
 
 test-versions: install ## run the last release, or BASE=a commit, and this version on the same stores, under load
 	@BASE="$(BASE)" scripts/test-versions $(ARGS)

@@ -18,7 +18,7 @@ const HAPROXY: &str = include_str!("../../../deploy/haproxy.cfg");
 /// The time that a container has to stop, beyond DRAIN_SECONDS.
 const SPARE_SECONDS: u64 = 5;
 
-fn help(role: &str) -> String {
+pub(super) fn help(role: &str) -> String {
     let help = Command::new(env!("CARGO_BIN_EXE_firstcome")).args([role, "--help"]).output().unwrap();
     assert!(help.status.success(), "{role} is not a role");
     String::from_utf8(help.stdout).unwrap()
@@ -56,6 +56,8 @@ fn words(line: &str, key: &str) -> Option<Vec<String>> {
 struct Container {
     arguments: Vec<String>,
     variables: BTreeMap<String, String>,
+    /// The Secret whose keys are variables.
+    secret: Option<String>,
     grace_seconds: Option<u64>,
 }
 
@@ -111,6 +113,8 @@ fn of_kubernetes() -> BTreeMap<String, Container> {
                 container.arguments = arguments;
             } else if let Some(grace) = line.strip_prefix("terminationGracePeriodSeconds: ") {
                 container.grace_seconds = Some(grace.parse().unwrap());
+            } else if let Some(secret) = line.strip_prefix("- secretRef: { name: ") {
+                container.secret = Some(secret.trim_end_matches(" }").to_owned());
             } else if let Some(name) = line.strip_prefix("- name: ") {
                 variable =
                     Some(name.to_owned()).filter(|name| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'));
@@ -181,25 +185,36 @@ fn compose_files_match_program() {
 
 #[test]
 fn kubernetes_manifest_matches_program() {
-    let containers = of_kubernetes();
+    let mut containers = of_kubernetes();
     assert_eq!(containers.keys().collect::<Vec<_>>(), ["migrate", "project", "serve"]);
+    // Projectors have the instances' settings too, and ignore them.
+    let (of_instances, of_projectors) = (settings("serve"), settings("project"));
+    let projectors = containers.get_mut("project").unwrap();
+    projectors.variables.retain(|name, _| of_projectors.contains_key(name) || !of_instances.contains_key(name));
     for (name, container) in &containers {
         fits("kubernetes.yaml", name, container);
-        assert!(container.variables.contains_key("DATABASE_URL"), "{name}");
+        let has_secret = container.secret.as_deref() == Some("firstcome");
+        assert!(has_secret || container.variables.contains_key("DATABASE_URL"), "{name}");
     }
+    assert_eq!(containers["serve"].variables["NO_PROJECTOR"], "true");
     let paths: BTreeSet<&str> =
         KUBERNETES.split("path: ").skip(1).map(|rest| rest.split(',').next().unwrap()).collect();
     assert_eq!(paths, ["/healthz", "/readyz"].into());
-    // Every container is unprivileged.
-    let count = |text: &str| KUBERNETES.matches(text).count();
-    for hardening in [
-        "runAsNonRoot: true",
-        "readOnlyRootFilesystem: true",
-        "allowPrivilegeEscalation: false",
-        "drop: [\"ALL\"]",
-        "automountServiceAccountToken: false",
-    ] {
-        assert_eq!(count(hardening), containers.len(), "{hardening}");
+    // Every container is unprivileged, and is of this version.
+    let pods: Vec<&str> = KUBERNETES.split("\n---\n").filter(|document| document.contains("containers:")).collect();
+    assert_eq!(pods.len(), containers.len());
+    let image = concat!("image: \"firstcome:", env!("CARGO_PKG_VERSION"), "\"");
+    for pod in pods {
+        for text in [
+            "runAsNonRoot: true",
+            "readOnlyRootFilesystem: true",
+            "allowPrivilegeEscalation: false",
+            "drop: [\"ALL\"]",
+            "automountServiceAccountToken: false",
+            image,
+        ] {
+            assert_eq!(pod.matches(text).count(), 1, "{text}: {pod}");
+        }
     }
 }
 

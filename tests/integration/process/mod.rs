@@ -1,6 +1,7 @@
 //! The program as a process: command line, environment, shutdown, instances.
 
 pub mod binary;
+mod chart;
 mod deployment;
 mod drain;
 mod environment;
