@@ -28,8 +28,8 @@ test-large: install ## test the rebuild and the audit of a million users and 200
 test-web: ## test the dashboard in headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
 	@scripts/test-web $(ARGS)
 
-test-clients: ## validate the OpenAPI documents, and generate clients in Java, Kotlin and Python
-	@scripts/test-clients
+test-clients: ## validate the OpenAPI documents, generate clients, and follow the pages of docs/clients (ARGS=python for one)
+	@scripts/test-clients $(ARGS)
 
 test-deploy: ## lint and render the Helm chart, test the alerts, load the compose files
 	@scripts/test-deploy

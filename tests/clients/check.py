@@ -67,5 +67,39 @@ def client(document, language, made):
     print(f"{language}: {sum(map(len, groups.values()))} operations in {len(groups)} classes")
 
 
+# The commands of a page that install, with the versions that they name. The test has the same ones pinned.
+INSTALLS = re.compile(r"(npm install|pip install|mvn dependency:copy) ")
+VERSIONS = re.compile(r"([\w@/.-]+)(?:@|==|:)(\d[\w.]*)")
+
+
+def page(page, directory, base, *pins):
+    """Writes the files that a page shows, and its commands as `steps`, with the address of the service. `pins` are files with versions."""
+    text = Path(page).read_text()
+    pinned = "\n".join(Path(file).read_text() for file in pins)
+    steps, files = ["set -euo pipefail"], 0
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language != "shell":
+            name = re.match(r"(?:#|//) ([\w./]+)\n", block)
+            if not name:
+                raise SystemExit(f"{page}: a block without the name of its file: {block[:80]}")
+            file = Path(directory, name[1])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block)
+            files += 1
+            continue
+        for command in re.sub(r"\\\n\s*", "", block).splitlines():
+            if not INSTALLS.match(command):
+                steps.append(command.replace("http://localhost:8080", base))
+                continue
+            for name, version in VERSIONS.findall(command):
+                name = name.rsplit(":", 1)[-1].rsplit("=", 1)[-1]
+                known = [f'"{name}": "{version}"', f"{name}=={version} ", f"{name}-{version}.jar"]
+                if not any(line in pinned for line in known):
+                    raise SystemExit(f"{page}: `make test-clients` tries another version than {name} {version}")
+    if files < 2 or len(steps) < 3:
+        raise SystemExit(f"{page}: {files} files, {len(steps)} commands")
+    Path(directory, "steps").write_text("\n".join(steps) + "\n")
+
+
 if __name__ == "__main__":
-    {"documents": documents, "client": client}[sys.argv[1]](*sys.argv[2:])
+    {"documents": documents, "client": client, "page": page}[sys.argv[1]](*sys.argv[2:])

@@ -37,10 +37,10 @@ fn page(path: impl Into<PathBuf>) -> Page {
     Page { path, text }
 }
 
-/// The Markdown files of the repository's root, docs/, benches/ and load-tests/.
+/// The Markdown files of the repository's root, docs/, docs/clients/, benches/ and load-tests/.
 fn pages() -> Vec<Page> {
     let mut pages = Vec::new();
-    for dir in ["", "docs", "benches", "load-tests"] {
+    for dir in ["", "docs", "docs/clients", "benches", "load-tests"] {
         for entry in fs::read_dir(root().join(dir)).unwrap() {
             let name = entry.unwrap().file_name();
             if Path::new(&name).extension().is_some_and(|extension| extension == "md") {
