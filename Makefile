@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients test-deploy test-versions fuzz chaos chaos-long drill load-test pgo bench instructions bench-compare lint deny
+.PHONY: help install run test test-fetched test-large test-web test-clients test-deploy test-versions fuzz chaos chaos-long drill load-test pgo release bench instructions bench-compare lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,6 +59,9 @@ bench: install ## measure the tables of docs/benchmarks.md; writes target/bench/
 
 pgo: install ## build the program for production, optimised by a profile of the load tests; print its path
 	@scripts/build-pgo $(ARGS)
+
+release: ## build the release of HEAD, reproducibly, in target/releases/ (ARGS=v0.2.0 of a tag, ARGS=--check compares two builds)
+	@scripts/build-release $(ARGS)
 
 bench-compare: install ## measure two commits in alternation, and print ratios (BASE=main ARGS='endpoints --rounds 2')
 	@scripts/bench-compare $(BASE) $(ARGS)
