@@ -34,7 +34,11 @@ fn settings() -> BTreeMap<String, Setting> {
         for option in help(role).split("\n      --").skip(1) {
             let Some((_, rest)) = option.split_once("[env: ") else { continue };
             let name = rest.split(['=', ']']).next().unwrap();
-            let choices = option.split("\n          - ").skip(1).map(|line| line.split(':').next().unwrap().to_owned());
+            let explained = option.split("\n          - ").skip(1).map(|line| line.split(':').next().unwrap());
+            let listed =
+                option.split_once("[possible values: ").map_or("", |(_, rest)| rest.split(']').next().unwrap());
+            let listed = listed.split(", ").filter(|choice| !choice.is_empty());
+            let choices = explained.chain(listed).map(str::to_owned);
             let setting = Setting {
                 role,
                 // Its value is hidden.
