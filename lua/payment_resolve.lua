@@ -42,13 +42,15 @@ if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'coupon', 'gateway', 'receipt', 'payment', 'type', 'key',
-  'fingerprint')
+  'fingerprint', 'transaction')
 if not o[1] then return { 'ORDER_NOT_FOUND' } end
 if o[5] ~= 'STARTED' then return { 'NOT_OPEN' } end
 if o[6] ~= receipt or (o[9] or '') ~= waiting_key then return { 'STALE' } end
 if now_ms < tonumber(ARGV[13]) or now_ms >= tonumber(ARGV[14]) then return { 'OTHER_DAY', now } end
 local user_id, final, lines, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[7], o[8]
 local waiting_print = o[10] or ''
+-- The provider's own id, by which the payment is asked about, is kept.
+if o[11] and o[11] ~= '' then transaction = o[11] end
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local ids, units, prices = unpack_lines(lines)
 local approved = outcome == 'APPROVED'

@@ -1,5 +1,7 @@
 //! Builds the parts of a process: connects, opens the stores, runs the background work, serves, and stops in order.
 
+mod gateways;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
@@ -11,15 +13,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::gateways::gateways;
 use crate::{
     audit::{Audit, AuditTracker, Auditor},
     config::{
-        Ack, EngineConfig, GUESSES_PER_MINUTE, GatewayConfig, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig,
-        RecoveryMode, redact,
+        Ack, EngineConfig, GUESSES_PER_MINUTE, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, RecoveryMode,
+        redact,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
-    gateway::{self, Gateways},
+    gateway::Gateways,
     http::{
         admin::AdminState,
         auth::{operator::Operators, session::Sessions},
@@ -57,19 +60,6 @@ const OPERATORS_CONNECTIONS: usize = 1024;
 /// The first and the longest pause between two attempts to open unavailable stores.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-
-/// Creates the clients of the gateways. Connects to no gateway.
-fn gateways(config: &GatewayConfig) -> anyhow::Result<Gateways> {
-    let gateways = config.urls().map(|(kind, url)| {
-        let of_kind = gateway::HttpGatewayConfig {
-            url: url.expose().to_owned(),
-            timeout: Duration::from_millis(config.payment_gateway_timeout_ms),
-            token: config.payment_gateway_token.as_ref().map(|token| token.expose().to_owned()),
-        };
-        (kind, of_kind)
-    });
-    Gateways::connect(gateways).context("the payment gateways can't be set up")
-}
 
 /// The reasons to wait for the stores. Redis, if only PostgreSQL is unavailable.
 struct MissingStores {

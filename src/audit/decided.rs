@@ -383,6 +383,9 @@ fn of_order(event: &Event, row: &OrderRow, resolution: Option<&ResolutionRow>) -
             differ("the type of its payment", started.payment_type.as_str(), shown(row.payment_type.as_ref())),
             differ("the price", started.amount, row.final_price),
             differ("the receipt", &started.receipt, receipt),
+            started.transaction.as_ref().and_then(|transaction| {
+                differ("the gateway's transaction", transaction, shown(row.transaction_id.as_ref()))
+            }),
             differ("the start of its payment", at, shown(row.started_at)),
         ],
         Body::OrderPaid(paid) => {

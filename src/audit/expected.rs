@@ -221,6 +221,7 @@ pub(super) fn expected_orders(rows: Vec<OrderRow>, since: &Delta) -> HashMap<i64
             order.method = Some(new.method.to_owned());
             order.payment_status = Some("STARTED".to_owned());
             order.receipt = Some(new.receipt.clone());
+            order.transaction_id = new.transaction.clone();
             order.started_at = Some(new.at.0);
             (order.key_digest, order.key_fingerprint) = new.key.clone().unzip();
         });

@@ -24,7 +24,7 @@ pub use self::{
     auth::{Auth, AuthConfig, OperatorsConfig},
     browsers::{BrowserConfig, CorsOrigins},
     durability::{Ack, DurabilityConfig, RecoveryMode, ReplicaAck},
-    gateway::GatewayConfig,
+    gateway::{GatewayConfig, GatewayProtocol},
     http::{HttpConfig, MetricsConfig},
     limits::{GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
     postgres::PostgresConfig,

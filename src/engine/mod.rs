@@ -22,6 +22,7 @@ mod operators;
 mod orders;
 mod payment_outcomes;
 mod payments;
+mod providers;
 mod refunds;
 mod sales;
 pub mod sold_out;
@@ -36,6 +37,7 @@ use std::{
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
+use tokio::sync::OnceCell;
 
 pub use operator_log::OperatorLog;
 
@@ -72,6 +74,8 @@ pub struct Engine {
     supplies: supply::Supplies,
     sold_out: Arc<sold_out::SoldOutCache>,
     popular: catalog::PopularCache,
+    /// The deployment's digest, in the names of orders at payment providers.
+    deployment: OnceCell<String>,
     durability: durability::Durability,
     last_postgres: stats::LastPostgres,
     last_day: RwLock<Option<CalendarDay>>,
@@ -110,6 +114,7 @@ impl Engine {
             supplies: supply::Supplies::default(),
             sold_out: Arc::new(sold_out),
             popular: catalog::PopularCache::default(),
+            deployment: OnceCell::new(),
             durability: durability::Durability::new(durability),
             last_postgres: stats::LastPostgres::default(),
             last_day: RwLock::default(),

@@ -27,6 +27,8 @@ impl Engine {
     async fn place_and_pay(&self, call: &Call, order: NewOrder, payment_type: PaymentType) -> Outcome<PlacedOrder> {
         let user_id = order.user_id;
         let checkout = match self.gateways.get(payment_type) {
+            // The customer approves such a payment on a page of its provider, which needs the order.
+            Some(gateway) if gateway.needs_token() => return Err(Error::InvalidOrder),
             Some(_) => None,
             None => {
                 let owner = self.store.owner(user_id.get());
@@ -46,7 +48,7 @@ impl Engine {
         // the rest.
         let key = call.key.as_ref().map(|key| key.of_step("payment"));
         let call = Call { key, ..call.clone() };
-        let paid = self.pay_order(&call, NewPayment { order_id, user_id, payment_type, amount }).await;
+        let paid = self.pay_order(&call, NewPayment { order_id, user_id, payment_type, amount }, None).await;
         let payment = match paid {
             Ok(Reply { value: Payment { payment_id, receipt, .. }, replayed }) => {
                 Reply { value: PlacedPayment { payment_id, receipt }, replayed }

@@ -26,7 +26,7 @@ const CALLS_PER_CHECK: i64 = 5;
 const NOT_FOUND: &str = "no such payment";
 /// The reasons of refunds, as the gateway receives them.
 const REFUND_REASON: &str = "order refunded";
-const LATE_REASON: &str = "order closed before the payment was known";
+pub(super) const LATE_REASON: &str = "order closed before the payment was known";
 const UNACCEPTABLE_REASON: &str = "not the payment that was asked for";
 
 impl Engine {
@@ -34,8 +34,8 @@ impl Engine {
     ///
     /// # Errors
     /// The refusals of `POST /payments`. After [`Error::PaymentDeclined`] the order is FAILED; [`Error::Unavailable`] if the
-    /// outcome at the gateway is unknown.
-    pub async fn pay_order(&self, call: &Call, payment: NewPayment) -> Outcome<Payment> {
+    /// outcome at the gateway is unknown. `token` is what the client brought from the page of the payment's provider.
+    pub async fn pay_order(&self, call: &Call, payment: NewPayment, token: Option<&str>) -> Outcome<Payment> {
         self.check_owner(call, payment.order_id, payment.user_id).await?;
         let payment_id = self.next_payment_id(self.store.owner(payment.order_id.get())).await?;
         let receipt = Uuid::now_v7().to_string();
@@ -44,7 +44,10 @@ impl Engine {
         let settled = match gateway {
             // Boxed, because few requests need this: otherwise the future of every payment would be as large
             // (docs/decisions.md).
-            Some(gateway) => Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, &gateway)).await?,
+            Some(gateway) => {
+                let gateway = (&gateway, token);
+                Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, gateway)).await?
+            }
             None => self.settle(call, &payment, payment_id, &receipt, None).await?,
         };
         match settled.value {
@@ -113,33 +116,46 @@ impl Engine {
         payment: &NewPayment,
         payment_id: PaymentId,
         receipt: &str,
-        gateway: &Arc<dyn PaymentGateway>,
+        (gateway, token): (&Arc<dyn PaymentGateway>, Option<&str>),
     ) -> Outcome<Settled> {
-        let check_in_ms = self.gateway_timeout_ms + RESOLVE_AFTER_MS;
-        let begin = BeginPayment { payment: payment.clone(), payment_id, receipt: receipt.to_owned(), check_in_ms };
-        match self.store.payment_begin(call, &begin).await {
-            Ok(None) => {}
-            Ok(Some(settled)) => return Ok(Reply { value: settled, replayed: true }),
-            Err(Error::OrderNotFound) => return self.settled_before(payment, None).await,
-            Err(error) => return Err(error),
+        let mut charge = self.charge_of(payment, receipt).await?;
+        charge.transaction = self.transaction_of(&charge, payment.payment_type, &**gateway, token).await?;
+        let begin = BeginPayment {
+            payment: payment.clone(),
+            payment_id,
+            receipt: receipt.to_owned(),
+            transaction: charge.transaction.clone(),
+            check_in_ms: self.gateway_timeout_ms + RESOLVE_AFTER_MS,
+        };
+        let begun = match self.store.payment_begin(call, &begin).await {
+            Ok(None) => None,
+            Ok(Some(settled)) => Some(Ok(Reply { value: settled, replayed: true })),
+            Err(Error::OrderNotFound) => Some(self.settled_before(payment, None).await),
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(ended) = begun {
+            if matches!(ended, Err(Error::InvalidPayment | Error::OrderAlreadyPaid)) && gateway.takes_money_first() {
+                Box::pin(self.return_stray_money(call, &charge, payment.payment_type, &**gateway)).await?;
+            }
+            return ended;
         }
         // The gateway must not take money for a payment that a loss of Redis could undo.
         self.wait_until_durable(&call.acknowledged).await?;
-        let (order_id, user_id, amount) = (payment.order_id, payment.user_id, payment.amount);
-        let charge = Charge { merchant_uid: receipt.to_owned(), order_id, user_id, amount };
-        match gateway.pay(&call.request_id, &charge).await {
+        match gateway.pay(&call.request_id, &charge, token).await {
             PayOutcome::Approved { transaction_id } => {
                 let settled = self.settle(call, payment, payment_id, receipt, Some(&transaction_id)).await;
                 if matches!(settled, Err(Error::InvalidPayment)) {
                     // The order has failed meanwhile. If this refund fails too, the watch of the payment refunds the money.
-                    let outcome = gateway.cancel(&call.request_id, receipt, payment.amount, LATE_REASON).await;
+                    let outcome = gateway.cancel(&call.request_id, &charge, payment.amount, LATE_REASON).await;
                     tracing::warn!(order = %payment.order_id, ?outcome, "a gateway approved a payment too late");
                 }
                 settled
             }
             PayOutcome::Declined { reason } => {
                 tracing::info!(request_id = call.request_id, order = %payment.order_id, reason, "the gateway declined");
-                self.declined(call, payment, receipt, None).await
+                // The customer may still pay at a provider that takes the money by itself.
+                let ask_again_in_ms = gateway.takes_money_first().then_some(RESOLVE_AFTER_MS);
+                self.declined(call, payment, receipt, ask_again_in_ms).await
             }
             PayOutcome::Unacceptable { taken, why } => {
                 let request_id = &call.request_id;
@@ -211,9 +227,11 @@ impl Engine {
         };
         let charge = Charge {
             merchant_uid: payment.receipt.clone(),
+            merchant_order_id: self.merchant_order_id(order).await?,
             order_id: order,
             user_id: record.order.user_id,
             amount: record.order.final_price,
+            transaction: payment.transaction.clone(),
         };
         let check = PaymentCheck { record: &record, payment: &payment, gateway: &*gateway, charge };
         if let Some(part) = record.due.first() {
@@ -328,7 +346,7 @@ impl Engine {
         amounts.dedup();
         let mut last_answer = String::new();
         for amount in amounts {
-            let outcome = gateway.cancel(&describe(payment), &payment.receipt, amount, reason).await;
+            let outcome = gateway.cancel(&describe(payment), charge, amount, reason).await;
             last_answer = match outcome {
                 CancelOutcome::Cancelled => {
                     return self.finish_payment(record, payment, &PaymentFinish::Refunded).await;
@@ -372,7 +390,7 @@ impl Engine {
     /// reply to an earlier request may be lost. A gateway that does not say what it has refunded recognises the repeat by its key.
     /// The error is the last answer of a gateway that has not confirmed the refund.
     async fn cancel_part(&self, check: &PaymentCheck<'_>, amount: Won, total: Won) -> Result<(), String> {
-        let PaymentCheck { record, payment, gateway, .. } = check;
+        let PaymentCheck { record, payment, gateway, charge } = check;
         let mut last_answer = None;
         if amount == 0 {
             // The order's other lines cost nothing.
@@ -394,8 +412,7 @@ impl Engine {
             if let Some(last_answer) = last_answer {
                 return Err(last_answer);
             }
-            let part =
-                PartToCancel { merchant_uid: &payment.receipt, amount: amount.min(left), total, reason: REFUND_REASON };
+            let part = PartToCancel { charge, amount: amount.min(left), total, reason: REFUND_REASON };
             last_answer = match gateway.cancel_part(&describe(payment), &part).await {
                 CancelOutcome::Cancelled => return Ok(()),
                 CancelOutcome::NotFound => Some(NOT_FOUND.to_owned()),

@@ -1,35 +1,112 @@
 //! External payment gateways.
 //!
-//! Defines the operations of a gateway ([`PaymentGateway`]), the gateway of each payment type ([`Gateways`]), and the HTTP
-//! client ([`HttpGateway`]). The engine decides when to call and to retry, and what an outcome means for the order, its
-//! stock and its coupon.
+//! Defines the operations of a gateway ([`PaymentGateway`]), the gateway of each payment type ([`Gateways`]), and one client for
+//! each provider: the generic protocol ([`HttpGateway`]), Toss Payments, KakaoPay and PortOne. The engine decides when to call
+//! and to retry, and what an outcome means for the order, its stock and its coupon.
 //!
 //! A payment is approved, declined or *unknown*. A timeout, a lost connection, an overloaded or broken gateway and an
 //! unintelligible reply are all unknown. Unknown never counts as declined, because the gateway may have taken the money.
 //! (An approval of another amount is unacceptable: the money goes back.) This module never retries: only the engine knows
 //! whether the order can still be paid.
 
+mod client;
 mod http;
+mod kakaopay;
+mod log;
+mod portone;
 pub mod reply;
+mod toss;
+pub mod webhook;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 
 pub use http::HttpGateway;
+pub use kakaopay::{KakaoPay, KakaoPayConfig};
+pub use portone::{PortOne, PortOneConfig};
+pub use toss::{Toss, TossConfig};
 
 use crate::model::{OrderId, PaymentType, UserId, Won};
+use webhook::{MessageRefused, ProviderMessage};
 
-/// A payment to make.
+/// Who makes payments of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    Http,
+    Toss,
+    KakaoPay,
+    PortOne,
+}
+
+/// A payment to make, or that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Charge {
     /// The receipt: the service's own unique name of the payment. Every repeat of the payment has the same one, and the
     /// gateway takes the money of one uid at most once.
     pub merchant_uid: String,
+    /// The order's name at a provider: unique among all deployments that share an account there.
+    pub merchant_order_id: String,
     pub order_id: OrderId,
     pub user_id: UserId,
     /// The order's final price in won.
     pub amount: Won,
+    /// The provider's id of the payment, if it is known before the provider approves it.
+    pub transaction: Option<String>,
+}
+
+/// What a client brings back from the page of a payment's provider.
+#[derive(Clone, Copy, Debug)]
+pub struct Presented<'a> {
+    /// `gatewayToken`.
+    pub token: Option<&'a str>,
+    /// The provider's id of the payment, of the order's last preparation.
+    pub prepared: Option<&'a str>,
+    pub merchant_order_id: &'a str,
+}
+
+/// The client brought no token, or one that is not of this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidToken;
+
+/// The page on which a customer approves a payment.
+#[derive(Clone, Copy, Debug)]
+pub struct PaymentPage<'a> {
+    /// What the page names as bought.
+    pub order_name: &'a str,
+    /// Where the provider sends the customer afterwards.
+    pub return_url: &'a str,
+}
+
+/// A prepared payment. No money is taken before the payment is approved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreparedPayment {
+    /// The provider's id of the payment, if it has one already.
+    pub transaction: Option<String>,
+    /// Where the customer approves the payment; `None` if the shop's own page opens the provider's window.
+    pub redirect: Option<Redirect>,
+}
+
+/// The provider's pages of a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    pub pc: String,
+    pub mobile: Option<String>,
+    pub app: Option<String>,
+}
+
+/// The outcome of the preparation of a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrepareOutcome {
+    Prepared(PreparedPayment),
+    /// The provider does not accept the request.
+    Refused {
+        why: String,
+    },
+    /// No answer. It may be prepared, which has no effect.
+    Unknown {
+        why: String,
+    },
 }
 
 /// The outcome of a payment request.
@@ -64,6 +141,19 @@ pub enum StatusOutcome {
     Unknown { why: String },
 }
 
+impl From<StatusOutcome> for PayOutcome {
+    /// What a payment's state says of the request that it belongs to.
+    fn from(status: StatusOutcome) -> PayOutcome {
+        match status {
+            StatusOutcome::Approved { transaction_id, .. } => PayOutcome::Approved { transaction_id },
+            StatusOutcome::Unacceptable { taken, why } => PayOutcome::Unacceptable { taken, why },
+            StatusOutcome::Declined { reason } => PayOutcome::Declined { reason },
+            StatusOutcome::NotFound => PayOutcome::Unknown { why: "not approved yet".to_owned() },
+            StatusOutcome::Unknown { why } => PayOutcome::Unknown { why },
+        }
+    }
+}
+
 /// The outcome of a refund request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CancelOutcome {
@@ -78,29 +168,67 @@ pub enum CancelOutcome {
 /// An external payment gateway. Every call ends within the gateway's time limit, and fails with `Unknown` only. A call whose
 /// future is dropped is unknown too. `request_id` is the id of the request that needs the call; the gateway receives it.
 pub trait PaymentGateway: Send + Sync {
-    /// Takes the money of `charge`, at most once per `merchant_uid`.
-    fn pay<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, PayOutcome>;
+    fn provider(&self) -> Provider;
+
+    /// Whether a client must bring a token from the provider's page. Such a payment needs an order that exists.
+    fn needs_token(&self) -> bool {
+        false
+    }
+
+    /// Whether the provider takes the money before the service asks for it, also for an order that is closed by then.
+    fn takes_money_first(&self) -> bool {
+        false
+    }
+
+    /// The provider's id of a payment that is about to be approved, if it is known by then.
+    ///
+    /// # Errors
+    /// The token is missing or invalid.
+    fn transaction_of(&self, _presented: Presented<'_>) -> Result<Option<String>, InvalidToken> {
+        Ok(None)
+    }
+
+    /// Prepares a payment that the customer approves on a page of the provider. Takes no money.
+    fn prepare<'a>(
+        &'a self,
+        _request_id: &'a str,
+        _charge: &'a Charge,
+        _page: PaymentPage<'a>,
+    ) -> BoxFuture<'a, PrepareOutcome> {
+        async { PrepareOutcome::Prepared(PreparedPayment::default()) }.boxed()
+    }
+
+    /// Takes the money of `charge`, at most once per `merchant_uid`. `token` is what the client brought from the provider's page.
+    fn pay<'a>(&'a self, request_id: &'a str, charge: &'a Charge, token: Option<&'a str>) -> BoxFuture<'a, PayOutcome>;
 
     /// Queries the payment of `charge`; changes nothing.
     fn status<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome>;
 
-    /// Refunds `amount` won of the payment `merchant_uid`, at most once.
+    /// Refunds `amount` won, all that was taken for `charge`, at most once.
     fn cancel<'a>(
         &'a self,
         request_id: &'a str,
-        merchant_uid: &'a str,
+        charge: &'a Charge,
         amount: Won,
         reason: &'a str,
     ) -> BoxFuture<'a, CancelOutcome>;
 
     /// Refunds a part of a payment, at most once.
     fn cancel_part<'a>(&'a self, request_id: &'a str, part: &'a PartToCancel<'a>) -> BoxFuture<'a, CancelOutcome>;
+
+    /// The `merchant_order_id` of which a message of the provider speaks; `None` of a message about something else.
+    ///
+    /// # Errors
+    /// The provider sends no such messages, or not this one.
+    fn read_webhook(&self, _webhook: &ProviderMessage<'_>) -> Result<Option<String>, MessageRefused> {
+        Err(MessageRefused::NotOffered)
+    }
 }
 
 /// A part of a payment to refund. Its uid and `total` name it: every repeat has the same key, and no other part has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartToCancel<'a> {
-    pub merchant_uid: &'a str,
+    pub charge: &'a Charge,
     pub amount: Won,
     /// What is refunded of the payment with this part and all before it.
     pub total: Won,
@@ -110,7 +238,27 @@ pub struct PartToCancel<'a> {
 impl PartToCancel<'_> {
     /// The idempotency key of the request.
     pub fn key(&self) -> String {
-        format!("{}-{}", self.merchant_uid, self.total)
+        format!("{}-{}", self.charge.merchant_uid, self.total)
+    }
+
+    /// What may be refunded of the payment before this part.
+    pub fn refundable(&self) -> Won {
+        self.charge.amount - (self.total - self.amount)
+    }
+}
+
+/// The configuration of the gateway of a payment type.
+#[derive(Clone, Debug)]
+pub enum ProviderConfig {
+    Http(HttpGatewayConfig),
+    Toss(TossConfig),
+    KakaoPay(KakaoPayConfig),
+    PortOne(PortOneConfig),
+}
+
+impl From<HttpGatewayConfig> for ProviderConfig {
+    fn from(config: HttpGatewayConfig) -> Self {
+        ProviderConfig::Http(config)
     }
 }
 
@@ -137,7 +285,7 @@ impl fmt::Debug for HttpGatewayConfig {
     }
 }
 
-/// Why the configuration of a gateway is invalid. Never quotes the URL or the token.
+/// Why the configuration of a gateway is invalid. Never quotes the URL or a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayConfigError {
     #[error("BALANCE payments use the balance and can't have a gateway")]
@@ -150,6 +298,8 @@ pub enum GatewayConfigError {
     Timeout(PaymentType),
     #[error("the gateway token of {0} must be visible ASCII characters without spaces")]
     Token(PaymentType),
+    #[error("{1}, of the provider of {0}, must be {2}")]
+    Secret(PaymentType, &'static str, &'static str),
     #[error("no HTTP client for the gateway of {0}: {1}")]
     Client(PaymentType, #[source] reqwest::Error),
 }
@@ -161,19 +311,25 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// One HTTP gateway per entry. Opens no connection yet.
+    /// One gateway per entry. Opens no connection yet.
     ///
     /// # Errors
     /// The first invalid entry.
-    pub fn connect(
-        configs: impl IntoIterator<Item = (PaymentType, HttpGatewayConfig)>,
+    pub fn connect<C: Into<ProviderConfig>>(
+        configs: impl IntoIterator<Item = (PaymentType, C)>,
     ) -> Result<Gateways, GatewayConfigError> {
         let mut gateways: HashMap<PaymentType, Arc<dyn PaymentGateway>> = HashMap::new();
         for (kind, config) in configs {
             if kind == PaymentType::Balance {
                 return Err(GatewayConfigError::Balance);
             }
-            if gateways.insert(kind, Arc::new(HttpGateway::new(kind, &config)?)).is_some() {
+            let gateway: Arc<dyn PaymentGateway> = match config.into() {
+                ProviderConfig::Http(config) => Arc::new(HttpGateway::new(kind, &config)?),
+                ProviderConfig::Toss(config) => Arc::new(Toss::new(kind, &config)?),
+                ProviderConfig::KakaoPay(config) => Arc::new(KakaoPay::new(kind, &config)?),
+                ProviderConfig::PortOne(config) => Arc::new(PortOne::new(kind, &config)?),
+            };
+            if gateways.insert(kind, gateway).is_some() {
                 return Err(GatewayConfigError::Twice(kind));
             }
         }

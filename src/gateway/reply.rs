@@ -134,12 +134,12 @@ fn decide(charge: &Charge, status: u16, body: &[u8]) -> Result<Decision, String>
 }
 
 /// The text of a JSON string.
-fn text(value: &RawValue) -> Option<String> {
+pub(super) fn text(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
 /// An integer, written as `5000`, `5000.0` or `"5000"`.
-fn integer(value: &RawValue) -> Option<i64> {
+pub(super) fn integer(value: &RawValue) -> Option<i64> {
     if let Some(text) = text(value) {
         return text.parse().ok();
     }
@@ -152,7 +152,11 @@ fn integer(value: &RawValue) -> Option<i64> {
 /// characters are escaped (`\u001f`), because they separate the parts of an event.
 fn usable_id(value: &RawValue) -> Option<String> {
     let is_number = value.get().starts_with(|c: char| c.is_ascii_digit() || c == '-');
-    let id = if is_number { value.get().to_owned() } else { text(value)? };
+    usable_text(&if is_number { value.get().to_owned() } else { text(value)? })
+}
+
+/// The same, of a text.
+pub(super) fn usable_text(id: &str) -> Option<String> {
     if !(1..=TRANSACTION_ID_CHARS).contains(&id.chars().count()) {
         return None;
     }
@@ -164,6 +168,21 @@ fn usable_id(value: &RawValue) -> Option<String> {
         }
     }
     Some(kept)
+}
+
+/// An approved payment of a provider that always names the amount.
+pub(super) fn paid(charge: &Charge, taken: Option<Won>, transaction: &str, cancelled: Option<Won>) -> StatusOutcome {
+    let refuse = |why: &str| StatusOutcome::Unacceptable { taken: taken.filter(|won| *won > 0), why: why.to_owned() };
+    if taken != Some(charge.amount) {
+        return refuse("approved with another amount");
+    }
+    match usable_text(transaction) {
+        Some(transaction_id) => {
+            let cancelled = cancelled.filter(|won| (0..=charge.amount).contains(won));
+            StatusOutcome::Approved { transaction_id, cancelled }
+        }
+        None => refuse("approved without a usable id"),
+    }
 }
 
 fn is_not_found(status: u16, body: &[u8]) -> bool {
@@ -186,7 +205,7 @@ fn names_failure(body: &[u8]) -> bool {
 }
 
 /// Parses a JSON object. serde alone would also read a struct from an array.
-fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
+pub(super) fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Option<T> {
     if !body.trim_ascii_start().starts_with(b"{") {
         return None;
     }
@@ -202,11 +221,11 @@ pub(super) fn plain(text: &str) -> String {
     text.trim().chars().filter(|c| !unsafe_to_log(*c)).take(REASON_CHARS).collect()
 }
 
-fn undecided(status: u16) -> String {
+pub(super) fn undecided(status: u16) -> String {
     format!("HTTP {status} is no decision")
 }
 
-fn invalid_body(status: u16) -> String {
+pub(super) fn invalid_body(status: u16) -> String {
     format!("HTTP {status} with an invalid body")
 }
 

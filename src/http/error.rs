@@ -82,6 +82,7 @@ codes! {
     RequestInProgress = CONFLICT "REQUEST_IN_PROGRESS" "동일한 요청이 아직 처리 중입니다.";
     Unauthorized = UNAUTHORIZED "UNAUTHORIZED" "운영자 인증이 필요합니다.";
     InvalidToken = UNAUTHORIZED "INVALID_TOKEN" "사용자 인증 토큰이 없거나 유효하지 않습니다.";
+    InvalidSignature = FORBIDDEN "INVALID_SIGNATURE" "웹훅 서명이 유효하지 않습니다.";
     Forbidden = FORBIDDEN "FORBIDDEN" "다른 사용자를 대신하여 요청할 수 없습니다.";
     NotFound = NOT_FOUND "NOT_FOUND" "요청한 경로를 찾을 수 없습니다.";
     MethodNotAllowed = METHOD_NOT_ALLOWED "METHOD_NOT_ALLOWED" "지원하지 않는 요청 메서드입니다.";

@@ -26,7 +26,7 @@ use super::{
     openapi,
     request_class::{Listener, RequestClass},
     routes::{
-        balances, coupons,
+        balances, coupons, gateways,
         health::{self, HealthState},
         metrics::{self, MetricsState},
         orders, payments, products,
@@ -103,6 +103,7 @@ fn api() -> OpenApiRouter<AppState> {
         .merge(coupons::router())
         .merge(products::router())
         .merge(orders::router())
+        .merge(gateways::router())
 }
 
 /// The document of every route, as the handlers describe it.

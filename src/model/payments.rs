@@ -1,5 +1,7 @@
 //! Payments, and their resolution by operators.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Millis, OrderId, OrderStatus, PaymentId, PaymentType, UserId, Won};
 
 /// A payment to make.
@@ -10,6 +12,36 @@ pub struct NewPayment {
     pub payment_type: PaymentType,
     /// The order's final price.
     pub amount: Won,
+}
+
+/// A payment to prepare with its provider.
+#[derive(Clone, Debug)]
+pub struct PaymentToPrepare {
+    pub order_id: OrderId,
+    pub user_id: UserId,
+    pub payment_type: PaymentType,
+    /// Where the provider sends the customer afterwards.
+    pub return_url: String,
+}
+
+/// The preparation of a payment, as the order keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// The name of the payment type.
+    pub payment_type: String,
+    /// The provider's id of the payment, if it has one already.
+    pub transaction: Option<String>,
+    /// The order's name at the provider.
+    pub merchant_order_id: String,
+    /// What the customer buys, as the provider's page names it.
+    pub order_name: String,
+    /// The order's final price.
+    pub amount: Won,
+    pub redirect_url: Option<String>,
+    pub redirect_mobile_url: Option<String>,
+    pub redirect_app_url: Option<String>,
+    /// The idempotency key of the request: its digest and its fingerprint.
+    pub key: Option<(String, String)>,
 }
 
 /// A payment that was made.

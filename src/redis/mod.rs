@@ -271,6 +271,19 @@ impl Store {
         Ok(Some(identity))
     }
 
+    /// The id of the deployment, as the first partition that has a state knows it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if none can say.
+    pub async fn deployment(&self) -> Result<String, Error> {
+        for here in self.all() {
+            if let Ok(Some(identity)) = self.meta(here).await {
+                return Ok(identity.store);
+            }
+        }
+        Err(Error::unavailable("no partition knows the deployment's id"))
+    }
+
     async fn meta(&self, partition: Partition) -> anyhow::Result<Option<Identity>> {
         let mut read = redis::cmd("HMGET");
         read.arg(Keys(partition).meta()).arg(&["store", "partitions", "epoch"]);

@@ -36,6 +36,8 @@ pub struct OrderRecord {
     /// The day of the sale of a paid order, `%Y%m%d`.
     pub day: Option<String>,
     pub gateway: Option<GatewayRecord>,
+    /// The last preparation of its payment.
+    pub prepared: Option<Preparation>,
     /// The refunded parts that its gateway has not refunded yet, the earliest first.
     pub due: Vec<DuePart>,
 }
@@ -58,6 +60,8 @@ pub struct GatewayRecord {
     pub payment_id: PaymentId,
     pub payment_type: PaymentType,
     pub receipt: String,
+    /// The provider's id of the payment, if it is known.
+    pub transaction: Option<String>,
     pub started_at: Millis,
     /// The beginning of its state: when it was started, or its order paid or closed.
     pub since: Millis,
@@ -191,6 +195,7 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
             payment_id,
             payment_type,
             receipt,
+            transaction: text("transaction").map(str::to_owned),
             started_at: time(int("gateway_at")?)?,
             since: closed_at
                 .or(payment.as_ref().map(|payment| payment.paid_at))
@@ -223,7 +228,9 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
         left,
         left_price,
     };
-    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, due })
+    // An unreadable one is as none: the customer prepares the payment anew.
+    let prepared = text("prepared").and_then(|json| serde_json::from_str(json).ok());
+    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, prepared, due })
 }
 
 /// The parts that are due, packed as `number:won:since,...`. `refunded`: the won of all parts.

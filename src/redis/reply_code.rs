@@ -109,6 +109,7 @@ reply_codes! {
         PaidBefore = "PAID_BEFORE",
         PartitionClosed = "PARTITION_CLOSED",
         Postponed = "POSTPONED",
+        Prepared = "PREPARED",
         PriceSet = "PRICE_SET",
         ProductNotFound = "PRODUCT_NOT_FOUND",
         PurchaseLimitExceeded = "PURCHASE_LIMIT_EXCEEDED",

@@ -61,6 +61,7 @@ scripts! {
     PAYMENT_BEGIN = "payment_begin";
     PAYMENT_FINISH = "payment_finish";
     PAYMENT_POSTPONE = "payment_postpone";
+    PAYMENT_PREPARE = "payment_prepare";
     PAYMENT_RESOLVE = "payment_resolve";
     STOCK_ALLOT = "stock_allot";
     STOCK_RECEIVE = "stock_receive";

@@ -11,6 +11,8 @@ const DECLINED: &[u8] = br#"{"approved": false, "reason": "limit"}"#;
 fn charge() -> Charge {
     Charge {
         merchant_uid: "r-1".to_owned(),
+        merchant_order_id: "shop-7".to_owned(),
+        transaction: None,
         order_id: OrderId::new(7).unwrap(),
         user_id: UserId::new(3).unwrap(),
         amount: 5_000,

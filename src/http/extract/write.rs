@@ -144,7 +144,11 @@ where
 }
 
 /// The whole body; `None` if the client breaks it off.
-async fn read(body: Body, decoding: &Decoding, class: RequestClass) -> Result<Option<Bytes>, ApiError> {
+pub(in crate::http) async fn read(
+    body: Body,
+    decoding: &Decoding,
+    class: RequestClass,
+) -> Result<Option<Bytes>, ApiError> {
     let limit = decoding.body_limit;
     if body.size_hint().lower() > limit as u64 {
         return Err(Code::PayloadTooLarge.into());
@@ -276,7 +280,7 @@ mod tests {
     }
 
     async fn payment(json: &str) -> Result<NewPayment, Code> {
-        body::<PaymentRequest>(json).await
+        body::<PaymentRequest>(json).await.map(|(payment, _)| payment)
     }
 
     #[tokio::test]

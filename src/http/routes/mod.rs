@@ -5,6 +5,7 @@ pub mod balances;
 #[cfg(feature = "baseline")]
 pub mod baseline;
 pub mod coupons;
+pub mod gateways;
 pub mod health;
 pub mod metrics;
 pub mod orders;

@@ -249,6 +249,7 @@ impl Body {
                 payment_type: f.name("type")?,
                 amount: f.count("amount")?,
                 receipt: f.text("receipt")?.to_owned(),
+                transaction: f.get("transaction").filter(|id| !id.is_empty()).map(str::to_owned),
             }),
             "order_paid" => Body::OrderPaid(OrderPaid {
                 order: f.id("order", OrderId::new)?,

@@ -1,7 +1,7 @@
 //! The events of the outbox. An event is complete: a reader needs nothing from Redis to apply it.
 //!
 //! A version 1 entry holds one event as a flat list of fields; version 4 the same, of an event that only versions with refunds of
-//! parts know. A version 3 entry holds the events of a batched call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
+//! parts and payment providers know. A version 3 entry holds the events of a batched call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
 
 mod decode;
 mod fields;
@@ -212,6 +212,8 @@ pub struct PaymentStarted {
     pub payment_type: PaymentType,
     pub amount: Won,
     pub receipt: String,
+    /// The provider's id of the payment, if it was known before the provider approved it.
+    pub transaction: Option<String>,
 }
 
 /// The outcome of a gateway payment that ended after its order was decided.

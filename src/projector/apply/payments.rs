@@ -42,7 +42,10 @@ pub(super) async fn payments(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyE
             column!(new, p => p.key.as_ref().map_or("", |(digest, _)| digest).to_owned()),
             column!(new, p => p.key.as_ref().map_or("", |(_, fingerprint)| fingerprint).to_owned()),
             column!(new, p => state(p).map_or("STARTED", |state| state.status).to_owned()),
-            column!(new, p => state(p).and_then(|state| state.transaction.clone()).unwrap_or_default()),
+            column!(new, p => state(p)
+                .and_then(|state| state.transaction.clone())
+                .or_else(|| p.transaction.clone())
+                .unwrap_or_default()),
             column!(new, p => optional_ms(state(p).and_then(|state| state.paid_at))),
             column!(new, p => optional_ms(state(p).and_then(|state| state.ended_at))),
             column!(new, p => resolved(state(p)).0),

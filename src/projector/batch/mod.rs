@@ -178,6 +178,8 @@ pub struct PaymentInsert {
     pub receipt: String,
     /// The idempotency key of the request that waits for the gateway: digest and fingerprint.
     pub key: Option<(String, String)>,
+    /// The provider's id of the payment, if it was known before the provider approved it.
+    pub transaction: Option<String>,
     pub at: Millis,
 }
 
@@ -276,6 +278,7 @@ impl Batch {
                 amount: started.amount,
                 receipt: started.receipt.clone(),
                 key: event.record.as_ref().map(|record| (record.digest.clone(), record.fingerprint.clone())),
+                transaction: started.transaction.clone(),
                 at,
             }),
             Body::OrderPaid(paid) => self.paid(paid, at),
@@ -368,6 +371,7 @@ impl Batch {
                 amount: paid.amount,
                 receipt: paid.receipt.clone(),
                 key: None,
+                transaction: None,
                 at,
             });
         }

@@ -188,6 +188,8 @@ pub struct BeginPayment {
     pub payment: NewPayment,
     pub payment_id: PaymentId,
     pub receipt: String,
+    /// The provider's id of the payment, if it is known before the provider approves it.
+    pub transaction: Option<String>,
     /// How long from now the gateway is asked for the outcome, unless it is known by then.
     pub check_in_ms: i64,
 }
@@ -365,6 +367,7 @@ impl Store {
         invocation.key(keys.order(*order_id)).key(keys.expiry()).key(keys.gateway());
         invocation.arg(order_id.get()).arg(user_id.get()).arg(amount).arg(payment_type.as_str());
         invocation.arg(begin.payment_id.get()).arg(&begin.receipt).arg(begin.check_in_ms).arg(call.key_parts().0);
+        invocation.arg(begin.transaction.as_deref().unwrap_or(""));
         let reply = self.decide(call, owner, &invocation).await?;
         match reply.code {
             ReplyCode::Started => Ok(None),

@@ -3,7 +3,7 @@
 use super::{DAY_ATTEMPTS, DAY_FORMAT, clock_unsteady, parse_word};
 use crate::{
     model::{
-        CalendarDay, Call, Error, IdempotencyKey, Millis, OrderId, Partition, PaymentResolution, Reply,
+        CalendarDay, Call, Error, IdempotencyKey, Millis, OrderId, Partition, PaymentResolution, Preparation, Reply,
         ResolvedPayment, UserId,
     },
     redis::{
@@ -104,6 +104,30 @@ impl Store {
         match reply.code {
             ReplyCode::Finished => Ok(true),
             ReplyCode::NotOpen => Ok(false),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    /// `payment_prepare.lua`.
+    ///
+    /// # Errors
+    /// [`Error::OrderNotFound`], [`Error::OrderAlreadyPaid`], [`Error::InvalidPayment`] of an order that is closed, and the
+    /// [shared refusals](super#shared-refusals).
+    pub async fn payment_prepare(
+        &self,
+        (order, user): (OrderId, UserId),
+        preparation: &Preparation,
+    ) -> Result<(), Error> {
+        let owner = self.owner(order.get());
+        let json = serde_json::to_string(preparation).map_err(|error| Error::Internal(error.into()))?;
+        let mut invocation = Invocation::new(&script::PAYMENT_PREPARE);
+        invocation.key(Keys(owner).meta()).key(Keys(owner).order(order)).arg(user.get()).arg(json);
+        let reply = self.run_script(owner, &invocation).await?;
+        match reply.code {
+            ReplyCode::Prepared => Ok(()),
+            ReplyCode::OrderNotFound => Err(Error::OrderNotFound),
+            ReplyCode::AlreadyPaid => Err(Error::OrderAlreadyPaid),
+            ReplyCode::AlreadyClosed => Err(Error::InvalidPayment),
             _ => Err(reply.unexpected()),
         }
     }

@@ -81,6 +81,16 @@ impl Store {
         self.query::<Value>(owner, postpone).await.map(drop)
     }
 
+    /// Makes the check of a gateway payment due now, if the payment is still in the index.
+    pub async fn hasten_payment(&self, order: OrderId) -> Result<(), Error> {
+        let owner = self.owner(order.get());
+        let mut read = redis::cmd("ZSCORE");
+        read.arg(Keys(owner).gateway()).arg(order.get());
+        let Some(due) = self.query::<Option<f64>>(owner, read).await? else { return Ok(()) };
+        let payment = DuePayment { order, stuck: due >= STUCK_OFFSET as f64 };
+        self.postpone_payment(payment, self.now(owner)).await
+    }
+
     /// `payment_postpone.lua`: schedules the next query to the gateway at `until`. `last_answer` is the gateway's last answer,
     /// for operators.
     ///

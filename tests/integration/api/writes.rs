@@ -8,6 +8,8 @@ use crate::support::{api_kit::*, harness::TestApp};
 /// Operations that need a payment at a gateway, a dead letter or a rebuild: the tests of these have their requests.
 const ELSEWHERE: &[&str] = &[
     "POST /admin/v1/orders/{orderId}/payment-outcome",
+    "POST /api/v1/payments/prepare",
+    "POST /gateways/{type}/webhook",
     "POST /admin/v1/dead-letters/retry",
     "POST /admin/v1/withheld/release",
     "POST /admin/v1/products/{productId}/release",

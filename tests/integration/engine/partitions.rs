@@ -75,7 +75,7 @@ async fn coupon_of_other_partition_used_and_given_back() {
         payment_type: PaymentType::Card,
         amount: placed.final_price,
     };
-    engine.pay_order(&call(None), payment).await.unwrap();
+    engine.pay_order(&call(None), payment, None).await.unwrap();
     assert_eq!(coupons().await, [(1, CouponStatus::Used)]);
     shop.test.finish().await;
 }
@@ -233,7 +233,7 @@ async fn refund_after_midnight_subtracted_from_day_of_sale_across_partitions() {
         payment_type: PaymentType::KakaoPay,
         amount: placed.final_price,
     };
-    engine.pay_order(&call, payment).await.unwrap();
+    engine.pay_order(&call, payment, None).await.unwrap();
     let sold_on = shop.test.clock.now().day(chrono_tz::Asia::Seoul);
     shop.test.clock.advance(86_400_000);
     assert_eq!(shop.test.clock.now().day(chrono_tz::Asia::Seoul), sold_on + Days::new(1));

@@ -8,7 +8,7 @@ use crate::{
     gateway::flow::{GatewayShop, LONG_TIMEOUT_MS, SHORT_TIMEOUT_MS},
     support::{
         api_kit::{checkout_of, detail, id, keyed},
-        fake_gateway::Behaviour,
+        fake_gateway::{Behaviour, Protocol},
         harness::{self, call},
     },
 };
@@ -23,7 +23,7 @@ impl GatewayShop {
 
 #[tokio::test]
 async fn order_paid_when_gateway_approves_checkout() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
     let first = shop.checkout("k").await;
     let bought = first.json();
     assert_eq!((bought["orderStatus"].as_str(), bought["finalPrice"].as_i64()), (Some("PAID"), Some(2_500)));
@@ -39,7 +39,7 @@ async fn order_paid_when_gateway_approves_checkout() {
 
 #[tokio::test]
 async fn order_failed_when_gateway_declines_checkout() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
     shop.gateway.always(Behaviour::Decline);
     shop.checkout("k").await.refused(402, "INSUFFICIENT_BALANCE");
     let again = shop.checkout("k").await;
@@ -52,7 +52,7 @@ async fn order_failed_when_gateway_declines_checkout() {
 /// The outcome is unknown at first. Repeats wait for it, and the last one gets it.
 #[tokio::test]
 async fn repeat_gets_outcome_when_gateway_settles_later() {
-    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.checkout("k").await.refused(503, "SERVICE_UNAVAILABLE");
     shop.checkout("k").await.refused(409, "REQUEST_IN_PROGRESS");
@@ -67,7 +67,7 @@ async fn repeat_gets_outcome_when_gateway_settles_later() {
 /// The process ended after it had placed the order. The repeat pays it; of an order that has expired meanwhile it pays nothing.
 #[tokio::test]
 async fn repeat_pays_order_that_was_only_placed() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
     let order = |payment_type| NewOrder {
         user_id: UserId::new(shop.user).unwrap(),
         lines: vec![(ProductId::new(shop.product).unwrap(), 1)],

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::{
     gateway::flow::{GatewayShop, LONG_TIMEOUT_MS, SHORT_TIMEOUT_MS},
     support::{
-        fake_gateway::{Behaviour, QueryBehaviour},
+        fake_gateway::{Behaviour, Protocol, QueryBehaviour, over_each_protocol},
         harness::{open, postgres_url, until},
     },
 };
@@ -34,7 +34,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
         (json!("가".repeat(255)), "가".repeat(255)),
         (json!("a\u{1f}b\0c"), "a\\u001fb\\u0000c".to_owned()),
     ] {
-        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+        let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
         shop.gateway.transaction_ids_are(id);
         assert_eq!(shop.pay(None).await.ok()["orderStatus"], "PAID");
         assert_eq!(transaction(&shop).await, Some(kept));
@@ -44,7 +44,7 @@ async fn payment_paid_when_transaction_id_number_or_long_string() {
 
 #[tokio::test]
 async fn payment_paid_by_sweeper_when_transaction_id_number() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
     shop.gateway.transaction_ids_are(json!(12345));
     shop.gateway.next(Behaviour::ServerErrorAfterApproval);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -57,7 +57,7 @@ async fn payment_paid_by_sweeper_when_transaction_id_number() {
 #[tokio::test]
 async fn payment_refunded_when_transaction_id_unusable() {
     for id in [json!("x".repeat(256)), json!(""), json!(null), json!({"id": "tx"}), json!(true)] {
-        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+        let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
         shop.gateway.transaction_ids_are(id.clone());
         shop.pay(None).await.refused(402, "INSUFFICIENT_BALANCE");
         assert_eq!(shop.status().await, failed(), "{id}");
@@ -69,8 +69,8 @@ async fn payment_refunded_when_transaction_id_unusable() {
 }
 
 /// A payment with another amount is refunded. `hangs`: the sweeper learns the amount, not the request.
-async fn other_amount_refunded(amount: i64, hangs: bool) {
-    let shop = GatewayShop::start(if hangs { SHORT_TIMEOUT_MS } else { LONG_TIMEOUT_MS }).await;
+async fn other_amount_refunded(protocol: Protocol, amount: i64, hangs: bool) {
+    let shop = GatewayShop::start(protocol, if hangs { SHORT_TIMEOUT_MS } else { LONG_TIMEOUT_MS }).await;
     if hangs {
         shop.gateway.next(Behaviour::ApproveAmountThenHang(amount));
         shop.pay(Some("k")).await.refused(503, "SERVICE_UNAVAILABLE");
@@ -99,22 +99,31 @@ async fn other_amount_refunded(amount: i64, hangs: bool) {
 
 #[tokio::test]
 async fn payment_refunded_when_approved_amount_lower() {
-    other_amount_refunded(100, false).await;
+    over_each_protocol(async |protocol| {
+        other_amount_refunded(protocol, 100, false).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_approved_amount_higher() {
-    other_amount_refunded(50_000, false).await;
+    over_each_protocol(async |protocol| {
+        other_amount_refunded(protocol, 50_000, false).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_other_amount_found_later() {
-    other_amount_refunded(100, true).await;
+    over_each_protocol(async |protocol| {
+        other_amount_refunded(protocol, 100, true).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_gateway_reports_less_than_taken() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
+    let shop = GatewayShop::start(Protocol::Http, LONG_TIMEOUT_MS).await;
     let understated = json!({"approved": true, "transactionId": "tx", "amount": 100}).to_string();
     shop.gateway.next(Behaviour::AnswerAfterApproval(200, understated.clone()));
     shop.gateway.status_queries_are(QueryBehaviour::Answer(200, understated));
@@ -130,40 +139,46 @@ async fn payment_refunded_when_gateway_reports_less_than_taken() {
 
 #[tokio::test]
 async fn payment_unknown_when_reply_names_other_order() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let other = json!({"approved": true, "transactionId": "tx", "orderId": shop.order + 1}).to_string();
-    shop.gateway.next(Behaviour::Answer(200, other));
-    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    assert_eq!(shop.status().await, ("PENDING".into(), None));
-    // The gateway replied about another order, so it never received this payment.
-    shop.later(300).await;
-    assert_eq!(shop.status().await, failed());
-    shop.later(100_000).await;
-    shop.later(100_000).await;
-    assert_eq!(shop.payment().await, "DECLINED");
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.gateway.next(Behaviour::ApproveOther);
+        shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+        assert_eq!(shop.status().await, ("PENDING".into(), None));
+        // The gateway replied about another order, so it never received this payment.
+        shop.later(300).await;
+        assert_eq!(shop.status().await, failed());
+        shop.later(100_000).await;
+        shop.later(100_000).await;
+        assert_eq!(shop.payment().await, "DECLINED");
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn refund_finished_by_status_when_cancel_refused_as_done() {
-    for (code, body) in [
-        (409, r#"{"error": "already cancelled"}"#),
-        (400, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
-        (200, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
-        (404, "<html>no such page</html>"),
-        (302, ""),
-    ] {
-        let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-        let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-        shop.test.cancel(shop.order, shop.user).await.ok();
-        shop.gateway.cancels_are(QueryBehaviour::ThenAnswer(code, body.to_owned()));
-        shop.later(0).await;
-        assert_eq!(shop.payment().await, "REFUNDED", "{code} {body}");
-        assert_eq!((shop.gateway.cancels(&receipt), shop.gateway.status_queries(&receipt)), (1, 1), "{code} {body}");
-        shop.later(100_000).await;
-        assert_eq!(shop.gateway.cancels(&receipt), 1, "{code} {body}");
-        shop.finish(0).await;
-    }
+    over_each_protocol(async |protocol| {
+        for (code, body) in [
+            (409, r#"{"error": "already cancelled"}"#),
+            (400, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
+            (200, r#"{"errorCode": "ALREADY_CANCELED_PAYMENT"}"#),
+            (404, "<html>no such page</html>"),
+            (302, ""),
+        ] {
+            let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+            shop.pay(None).await.ok();
+            let uid = shop.uid();
+            shop.test.cancel(shop.order, shop.user).await.ok();
+            shop.gateway.cancels_are(QueryBehaviour::ThenAnswer(code, body.to_owned()));
+            shop.later(0).await;
+            assert_eq!(shop.payment().await, "REFUNDED", "{code} {body}");
+            assert_eq!((shop.gateway.cancels(&uid), shop.gateway.status_queries(&uid)), (1, 1), "{code} {body}");
+            shop.later(100_000).await;
+            assert_eq!(shop.gateway.cancels(&uid), 1, "{code} {body}");
+            shop.finish(0).await;
+        }
+    })
+    .await;
 }
 
 /// Sweeps every other second for this long.
@@ -175,28 +190,32 @@ async fn sweep_for(shop: &GatewayShop, seconds: i64) {
 
 #[tokio::test]
 async fn refund_retried_with_backoff_when_gateway_refuses() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-    shop.test.cancel(shop.order, shop.user).await.ok();
-    shop.gateway.cancels_are(QueryBehaviour::Answer(409, r#"{"error": "not now"}"#.to_owned()));
-    sweep_for(&shop, 60).await;
-    let first = shop.gateway.cancels(&receipt);
-    assert!((4..=9).contains(&first), "{first} in the first minute");
-    sweep_for(&shop, 540).await;
-    let cancels = shop.gateway.cancels(&receipt);
-    assert!((8..=16).contains(&cancels), "{cancels} in ten minutes");
-    assert_eq!(stuck_payments(&shop).await, 1);
-    assert_eq!(shop.payment().await, "REFUND_DUE");
-    shop.gateway.cancels_are(QueryBehaviour::Truthful);
-    shop.later(1_000).await;
-    assert_eq!((shop.payment().await.as_str(), stuck_payments(&shop).await), ("REFUNDED", 0));
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.pay(None).await.ok();
+        let uid = shop.uid();
+        shop.test.cancel(shop.order, shop.user).await.ok();
+        shop.gateway.cancels_are(QueryBehaviour::Answer(409, r#"{"error": "not now"}"#.to_owned()));
+        sweep_for(&shop, 60).await;
+        let first = shop.gateway.cancels(&uid);
+        assert!((4..=9).contains(&first), "{first} in the first minute");
+        sweep_for(&shop, 540).await;
+        let cancels = shop.gateway.cancels(&uid);
+        assert!((8..=16).contains(&cancels), "{cancels} in ten minutes");
+        assert_eq!(stuck_payments(&shop).await, 1);
+        assert_eq!(shop.payment().await, "REFUND_DUE");
+        shop.gateway.cancels_are(QueryBehaviour::Truthful);
+        shop.later(1_000).await;
+        assert_eq!((shop.payment().await.as_str(), stuck_payments(&shop).await), ("REFUNDED", 0));
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 /// A payment stays PENDING and is stuck while its gateway, which took the money and hung, answers every query with
 /// `status`.
-async fn stuck_while_gateway_replies(status: QueryBehaviour) {
-    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
+async fn stuck_while_gateway_replies(protocol: Protocol, status: QueryBehaviour) {
+    let shop = GatewayShop::start(protocol, SHORT_TIMEOUT_MS).await;
     shop.gateway.next(Behaviour::ApproveThenHang);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.gateway.status_queries_are(status.clone());
@@ -227,40 +246,57 @@ async fn stuck_while_gateway_replies(status: QueryBehaviour) {
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_refuses_token() {
-    stuck_while_gateway_replies(QueryBehaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned())).await;
+    over_each_protocol(async |protocol| {
+        stuck_while_gateway_replies(protocol, QueryBehaviour::Answer(401, r#"{"error": "who are you"}"#.to_owned()))
+            .await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_answers_html() {
-    stuck_while_gateway_replies(QueryBehaviour::Answer(404, "<html>no such page</html>".to_owned())).await;
+    over_each_protocol(async |protocol| {
+        stuck_while_gateway_replies(protocol, QueryBehaviour::Answer(404, "<html>no such page</html>".to_owned()))
+            .await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_gone() {
-    stuck_while_gateway_replies(QueryBehaviour::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
+    over_each_protocol(async |protocol| {
+        stuck_while_gateway_replies(protocol, QueryBehaviour::Answer(410, r#"{"error": "gone"}"#.to_owned())).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_gateway_redirects() {
-    stuck_while_gateway_replies(QueryBehaviour::Answer(302, String::new())).await;
+    over_each_protocol(async |protocol| {
+        stuck_while_gateway_replies(protocol, QueryBehaviour::Answer(302, String::new())).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_stuck_when_connection_refused() {
-    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
-    shop.gateway.next(Behaviour::ApproveThenHang);
-    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    let GatewayShop { test, gateway, order, .. } = shop;
-    drop(gateway);
-    for _ in 0..300 {
-        test.clock.advance(2_000);
-        test.engine.sweep().await.unwrap();
-    }
-    let path = format!("/api/v1/orders/{order}");
-    assert_eq!(test.get(&path).await.ok()["orderStatus"], "PENDING");
-    let observed = test.engine.observe().await;
-    assert_eq!(observed.partitions.iter().map(|partition| partition.stuck_payments).sum::<u64>(), 1);
-    test.finish().await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, SHORT_TIMEOUT_MS).await;
+        shop.gateway.next(Behaviour::ApproveThenHang);
+        shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+        let GatewayShop { test, gateway, order, .. } = shop;
+        drop(gateway);
+        for _ in 0..300 {
+            test.clock.advance(2_000);
+            test.engine.sweep().await.unwrap();
+        }
+        let path = format!("/api/v1/orders/{order}");
+        assert_eq!(test.get(&path).await.ok()["orderStatus"], "PENDING");
+        let observed = test.engine.observe().await;
+        assert_eq!(observed.partitions.iter().map(|partition| partition.stuck_payments).sum::<u64>(), 1);
+        test.finish().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

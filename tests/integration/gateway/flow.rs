@@ -1,13 +1,15 @@
 //! Payments through a gateway that approves, declines, hangs, replies late or replies with garbage: the gateway never
 //! takes money twice, and never keeps it for an unpaid order.
 
+use firstcome::config::GatewayConfig;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
+use tokio::sync::OnceCell;
 
 use crate::support::{
-    fake_gateway::{Behaviour, FakeGateway, QueryBehaviour},
-    harness::{Options, TestApp, gateways, open, postgres_url, until},
+    fake_gateway::{Behaviour, FakeGateway, Protocol, QueryBehaviour, over_each_protocol},
+    harness::{Options, Reply, TestApp, gateways, open, postgres_url, until},
 };
 
 /// A test app that pays KAKAO_PAY through a fake gateway, with a pending order of 5,000 won.
@@ -18,6 +20,8 @@ pub struct GatewayShop {
     pub product: i64,
     pub coupon: i64,
     pub order: i64,
+    /// What the customer brought back from the provider.
+    token: OnceCell<Option<String>>,
 }
 
 /// Timeout for gateways that reply, in milliseconds: longer than any stall of the machine.
@@ -26,19 +30,18 @@ pub const LONG_TIMEOUT_MS: u64 = 60_000;
 pub const SHORT_TIMEOUT_MS: u64 = 3_000;
 
 impl GatewayShop {
-    pub async fn start(timeout_ms: u64) -> GatewayShop {
-        let gateway = FakeGateway::start().await;
-        let url = gateway.url().to_owned();
-        GatewayShop::with(gateway, &url, timeout_ms).await
+    pub async fn start(protocol: Protocol, timeout_ms: u64) -> GatewayShop {
+        let gateway = FakeGateway::speaking(protocol).await;
+        let config = gateway.config();
+        GatewayShop::with(gateway, config, timeout_ms).await
     }
 
     /// The gateway is at `url`, not the fake one.
     pub async fn at(url: &str, timeout_ms: u64) -> GatewayShop {
-        GatewayShop::with(FakeGateway::start().await, url, timeout_ms).await
+        GatewayShop::with(FakeGateway::start().await, gateways(&[("KAKAO_PAY", url)]), timeout_ms).await
     }
 
-    async fn with(gateway: FakeGateway, url: &str, timeout_ms: u64) -> GatewayShop {
-        let mut config = gateways(&[("KAKAO_PAY", url)]);
+    async fn with(gateway: FakeGateway, mut config: GatewayConfig, timeout_ms: u64) -> GatewayShop {
         config.payment_gateway_timeout_ms = timeout_ms;
         config.payment_gateway_give_up_seconds = 300;
         let test = TestApp::with(Options { gateway: config, ..Options::default() }).await;
@@ -48,12 +51,41 @@ impl GatewayShop {
         test.issue(coupon, user).await.ok();
         let order = json!({"userId": user, "orderProducts": [{"productId": product, "quantity": 2}]});
         let order = test.post("/api/v1/orders", order).await.ok()["orderId"].as_i64().unwrap();
-        GatewayShop { test, gateway, user, product, coupon, order }
+        GatewayShop { test, gateway, user, product, coupon, order, token: OnceCell::new() }
     }
 
-    pub async fn pay(&self, key: Option<&str>) -> crate::support::harness::Reply {
-        let body = json!({"orderId": self.order, "userId": self.user, "paymentType": "KAKAO_PAY", "amount": 5_000});
+    /// Pays the order, once its customer has approved the payment at the provider.
+    pub async fn pay(&self, key: Option<&str>) -> Reply {
+        let token = self.token.get_or_init(|| self.approve(self.order)).await;
+        self.pay_with(token.as_deref(), key).await
+    }
+
+    pub async fn pay_with(&self, token: Option<&str>, key: Option<&str>) -> Reply {
+        let mut body = json!({"orderId": self.order, "userId": self.user, "paymentType": "KAKAO_PAY", "amount": 5_000});
+        if let Some(token) = token {
+            body["gatewayToken"] = token.into();
+        }
         self.test.send(Method::POST, "/api/v1/payments", Some(&body), key).await
+    }
+
+    /// Prepares the payment of an order.
+    pub async fn prepare(&self, order: i64, key: Option<&str>) -> Reply {
+        let url = "https://shop.example/paid?x=1";
+        let body = json!({"orderId": order, "userId": self.user, "paymentType": "KAKAO_PAY", "returnUrl": url});
+        self.test.send(Method::POST, "/api/v1/payments/prepare", Some(&body), key).await
+    }
+
+    /// The customer approves the payment of an order at the provider; `None`: the gateway has no window.
+    pub async fn approve(&self, order: i64) -> Option<String> {
+        match self.gateway.protocol {
+            Protocol::Http => None,
+            _ => Some(self.gateway.approve_in_window(&self.prepare(order, None).await.ok())),
+        }
+    }
+
+    /// The name of the only payment at the gateway.
+    pub fn uid(&self) -> String {
+        self.gateway.only_uid()
     }
 
     pub async fn status(&self) -> (String, Option<String>) {
@@ -77,6 +109,13 @@ impl GatewayShop {
             .unwrap()
     }
 
+    /// The receipt in PostgreSQL of the shop's payment.
+    pub async fn receipt(&self) -> String {
+        self.test.drain().await;
+        let query = sqlx::query_scalar("SELECT receipt FROM payments WHERE order_id = $1");
+        query.bind(self.order).fetch_one(self.test.db.get_postgres_connection_pool()).await.unwrap()
+    }
+
     /// Advances the clock and runs the sweeper.
     pub async fn later(&self, seconds: i64) {
         self.test.clock.advance(seconds * 1000);
@@ -95,63 +134,74 @@ impl GatewayShop {
 
 #[tokio::test]
 async fn approved_payment_pays_order_without_balance() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let paid = shop.pay(None).await.ok();
-    assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
-    let receipt = paid["receipt"].as_str().unwrap();
-    assert_eq!(shop.gateway.taken(receipt), Some(5_000));
-    assert_eq!(shop.gateway.order_of(receipt), Some(shop.order));
-    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}/history", shop.user)).await.ok(), json!([]));
-    shop.pay(None).await.refused(409, "ORDER_ALREADY_PAID");
-    assert_eq!(shop.payment().await, "PAID");
-    shop.finish(5_000).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        let paid = shop.pay(None).await.ok();
+        assert_eq!((paid["orderStatus"].as_str(), paid["amount"].as_i64()), (Some("PAID"), Some(5_000)));
+        assert_eq!(shop.gateway.taken(&shop.uid()), Some(5_000));
+        assert_eq!(shop.gateway.order_of(&shop.uid()), Some(shop.order));
+        assert_eq!(shop.test.get(&format!("/api/v1/balances/{}/history", shop.user)).await.ok(), json!([]));
+        shop.pay(None).await.refused(409, "ORDER_ALREADY_PAID");
+        assert_eq!(shop.payment().await, "PAID");
+        shop.finish(5_000).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn declined_payment_fails_order_and_releases_holds() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    shop.gateway.always(Behaviour::Decline);
-    shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
-    assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
-    assert_eq!(shop.stock().await, 10);
-    let again = shop.pay(Some("k")).await;
-    again.refused(402, "INSUFFICIENT_BALANCE");
-    assert!(again.replayed());
-    shop.pay(None).await.refused(400, "INVALID_PAYMENT_REQUEST");
-    assert_eq!(shop.payment().await, "DECLINED");
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.gateway.always(Behaviour::Decline);
+        shop.pay(Some("k")).await.refused(402, "INSUFFICIENT_BALANCE");
+        assert_eq!(shop.status().await, ("FAILED".into(), Some("PAYMENT_DECLINED".into())));
+        assert_eq!(shop.stock().await, 10);
+        let again = shop.pay(Some("k")).await;
+        again.refused(402, "INSUFFICIENT_BALANCE");
+        assert!(again.replayed());
+        shop.pay(None).await.refused(400, "INVALID_PAYMENT_REQUEST");
+        // At a provider that takes money first the customer may pay yet.
+        let is_watched = protocol == Protocol::PortOne;
+        assert_eq!(shop.payment().await, if is_watched { "WATCHED" } else { "DECLINED" });
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn refund_retried_through_gateway_until_done() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let receipt = shop.pay(None).await.ok()["receipt"].as_str().unwrap().to_owned();
-    let cancelled = shop.test.cancel(shop.order, shop.user).await.ok();
-    assert_eq!(
-        (cancelled["orderStatus"].as_str(), cancelled["closeReason"].as_str()),
-        (Some("CANCELLED"), Some("REFUNDED"))
-    );
-    assert_eq!(shop.stock().await, 10);
-    assert_eq!(shop.payment().await, "REFUND_DUE");
-    shop.gateway.cancels_are(QueryBehaviour::ServerError);
-    shop.later(0).await;
-    assert!(!shop.gateway.cancelled(&receipt));
-    shop.gateway.cancels_are(QueryBehaviour::ThenServerError);
-    shop.later(10).await;
-    shop.gateway.cancels_are(QueryBehaviour::Truthful);
-    shop.later(10).await;
-    assert!(shop.gateway.cancelled(&receipt));
-    assert_eq!(shop.payment().await, "REFUNDED");
-    let cancels = shop.gateway.cancels(&receipt);
-    shop.later(3_600).await;
-    assert_eq!(shop.gateway.cancels(&receipt), cancels, "a finished refund is repeated");
-    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.pay(None).await.ok();
+        let uid = shop.uid();
+        let cancelled = shop.test.cancel(shop.order, shop.user).await.ok();
+        assert_eq!(
+            (cancelled["orderStatus"].as_str(), cancelled["closeReason"].as_str()),
+            (Some("CANCELLED"), Some("REFUNDED"))
+        );
+        assert_eq!(shop.stock().await, 10);
+        assert_eq!(shop.payment().await, "REFUND_DUE");
+        shop.gateway.cancels_are(QueryBehaviour::ServerError);
+        shop.later(0).await;
+        assert!(!shop.gateway.cancelled(&uid));
+        shop.gateway.cancels_are(QueryBehaviour::ThenServerError);
+        shop.later(10).await;
+        shop.gateway.cancels_are(QueryBehaviour::Truthful);
+        shop.later(10).await;
+        assert!(shop.gateway.cancelled(&uid));
+        assert_eq!(shop.payment().await, "REFUNDED");
+        let cancels = shop.gateway.cancels(&uid);
+        shop.later(3_600).await;
+        assert_eq!(shop.gateway.cancels(&uid), cancels, "a finished refund is repeated");
+        assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 /// The gateway takes the money, but its reply does not arrive.
-async fn taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
-    let shop = GatewayShop::start(timeout_ms).await;
+async fn taken_without_reply(protocol: Protocol, behaviour: Behaviour, timeout_ms: u64) {
+    let shop = GatewayShop::start(protocol, timeout_ms).await;
     shop.gateway.next(behaviour);
     let unknown = shop.pay(Some("k")).await;
     unknown.refused(503, "SERVICE_UNAVAILABLE");
@@ -180,27 +230,39 @@ async fn taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
 
 #[tokio::test]
 async fn order_paid_when_money_taken_without_reply() {
-    taken_without_reply(Behaviour::ApproveThenHang, SHORT_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        taken_without_reply(protocol, Behaviour::ApproveThenHang, SHORT_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_reply_garbage() {
-    taken_without_reply(Behaviour::GarbageAfterApproval, LONG_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        taken_without_reply(protocol, Behaviour::GarbageAfterApproval, LONG_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_reply_error() {
-    taken_without_reply(Behaviour::ServerErrorAfterApproval, LONG_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        taken_without_reply(protocol, Behaviour::ServerErrorAfterApproval, LONG_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn order_paid_when_money_taken_and_connection_cut() {
-    taken_without_reply(Behaviour::CutAfterApproval, LONG_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        taken_without_reply(protocol, Behaviour::CutAfterApproval, LONG_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 /// The gateway takes no money, and its reply does not arrive.
-async fn not_taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
-    let shop = GatewayShop::start(timeout_ms).await;
+async fn not_taken_without_reply(protocol: Protocol, behaviour: Behaviour, timeout_ms: u64) {
+    let shop = GatewayShop::start(protocol, timeout_ms).await;
     shop.gateway.next(behaviour);
     shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
     shop.later(3 + timeout_ms as i64 / 1000).await;
@@ -222,109 +284,136 @@ async fn not_taken_without_reply(behaviour: Behaviour, timeout_ms: u64) {
 
 #[tokio::test]
 async fn order_failed_when_gateway_hangs_without_taking_money() {
-    not_taken_without_reply(Behaviour::Hang, SHORT_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        not_taken_without_reply(protocol, Behaviour::Hang, SHORT_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn order_failed_when_reply_garbage_and_no_money_taken() {
-    not_taken_without_reply(Behaviour::Garbage, LONG_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        not_taken_without_reply(protocol, Behaviour::Garbage, LONG_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn order_failed_when_reply_error_and_no_money_taken() {
-    not_taken_without_reply(Behaviour::ServerError, LONG_TIMEOUT_MS).await;
+    over_each_protocol(async |protocol| {
+        not_taken_without_reply(protocol, Behaviour::ServerError, LONG_TIMEOUT_MS).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_refunded_when_money_taken_after_order_failed() {
-    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
-    shop.gateway.next(Behaviour::ApproveLate);
-    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    shop.later(300).await;
-    assert_eq!(shop.status().await.0, "FAILED");
-    assert_eq!(shop.stock().await, 10);
-    shop.gateway.release_late();
-    assert_eq!(shop.gateway.total_kept(), 5_000);
-    shop.later(120).await;
-    assert_eq!(shop.gateway.total_kept(), 0);
-    assert_eq!(shop.payment().await, "REFUNDED");
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, SHORT_TIMEOUT_MS).await;
+        shop.gateway.next(Behaviour::ApproveLate);
+        shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+        shop.later(300).await;
+        assert_eq!(shop.status().await.0, "FAILED");
+        assert_eq!(shop.stock().await, 10);
+        shop.gateway.release_late();
+        assert_eq!(shop.gateway.total_kept(), 5_000);
+        shop.later(120).await;
+        assert_eq!(shop.gateway.total_kept(), 0);
+        assert_eq!(shop.payment().await, "REFUNDED");
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_payments_take_money_once() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let replies = join_all((0..30).map(|_| shop.pay(None))).await;
-    let paid = replies.iter().filter(|reply| reply.status == 200).count();
-    assert_eq!(paid, 1);
-    assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 200 | 409)));
-    shop.finish(5_000).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        let replies = join_all((0..30).map(|_| shop.pay(None))).await;
+        let paid = replies.iter().filter(|reply| reply.status == 200).count();
+        assert_eq!(paid, 1);
+        assert!(replies.iter().all(|reply| matches!(reply.status.as_u16(), 200 | 409)));
+        shop.finish(5_000).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_sweepers_settle_payment_once() {
-    let shop = GatewayShop::start(SHORT_TIMEOUT_MS).await;
-    shop.gateway.next(Behaviour::ApproveThenHang);
-    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    shop.test.clock.advance(60_000);
-    // Other processes, which know the payment only through the stores.
-    let mut others = Vec::new();
-    for _ in 0..4 {
-        let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
-        others.push(open(&shop.test.options, &redis, &postgres, shop.test.clock.clone()).await.unwrap());
-    }
-    for swept in join_all(others.iter().map(|other| other.engine.sweep())).await {
-        swept.unwrap();
-    }
-    shop.later(60).await;
-    assert_eq!(shop.status().await.0, "PAID");
-    for other in others {
-        other.db.close().await.unwrap();
-    }
-    shop.finish(5_000).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, SHORT_TIMEOUT_MS).await;
+        shop.gateway.next(Behaviour::ApproveThenHang);
+        shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+        shop.test.clock.advance(60_000);
+        // Other processes, which know the payment only through the stores.
+        let mut others = Vec::new();
+        for _ in 0..4 {
+            let (redis, postgres) = (shop.test.redis.url(), postgres_url(&shop.test.database));
+            others.push(open(&shop.test.options, &redis, &postgres, shop.test.clock.clone()).await.unwrap());
+        }
+        for swept in join_all(others.iter().map(|other| other.engine.sweep())).await {
+            swept.unwrap();
+        }
+        shop.later(60).await;
+        assert_eq!(shop.status().await.0, "PAID");
+        for other in others {
+            other.db.close().await.unwrap();
+        }
+        shop.finish(5_000).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn free_order_paid_without_gateway() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    let cheap = shop.test.product(1_000, 1).await;
-    let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
-    let order = shop.test.post("/api/v1/orders", order).await.ok();
-    assert_eq!(order["finalPrice"], 0);
-    let id = order["orderId"].as_i64().unwrap();
-    assert_eq!(shop.test.pay(id, shop.user, "KAKAO_PAY", 0).await.ok()["orderStatus"], "PAID");
-    assert_eq!(shop.gateway.total_posts(), 0);
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        let cheap = shop.test.product(1_000, 1).await;
+        let order = json!({"userId": shop.user, "orderProducts": [{"productId": cheap, "quantity": 1}], "userCouponId": shop.coupon});
+        let order = shop.test.post("/api/v1/orders", order).await.ok();
+        assert_eq!(order["finalPrice"], 0);
+        let id = order["orderId"].as_i64().unwrap();
+        assert_eq!(shop.test.pay(id, shop.user, "KAKAO_PAY", 0).await.ok()["orderStatus"], "PAID");
+        assert_eq!(shop.gateway.total_posts(), 0);
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn payment_taken_from_balance_when_type_has_no_gateway() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    shop.test.put_charge(shop.user, 5_000).await.ok();
-    assert_eq!(shop.test.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
-    assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
-    assert_eq!(shop.gateway.total_posts(), 0);
-    shop.finish(0).await;
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.test.put_charge(shop.user, 5_000).await.ok();
+        assert_eq!(shop.test.pay(shop.order, shop.user, "CARD", 5_000).await.ok()["orderStatus"], "PAID");
+        assert_eq!(shop.test.get(&format!("/api/v1/balances/{}", shop.user)).await.ok()["balance"], 0);
+        assert_eq!(shop.gateway.total_posts(), 0);
+        shop.finish(0).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expiry_of_other_orders_continues_when_gateway_hangs() {
-    let shop = GatewayShop::start(LONG_TIMEOUT_MS).await;
-    shop.gateway.next(Behaviour::CutAfterApproval);
-    shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
-    let (buyer, cheap) = (shop.test.user(1_000).await, shop.test.product(100, 1).await);
-    let order = shop.test.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
-    shop.gateway.status_queries_are(QueryBehaviour::Hang);
-    shop.test.clock.advance(700_000);
-    shop.test.app.sweep();
-    let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
-    shop.gateway.queried(uid, 1).await;
-    let path = format!("/api/v1/orders/{order}");
-    until("the other order expires", async || {
-        (shop.test.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        shop.gateway.next(Behaviour::CutAfterApproval);
+        shop.pay(None).await.refused(503, "SERVICE_UNAVAILABLE");
+        let (buyer, cheap) = (shop.test.user(1_000).await, shop.test.product(100, 1).await);
+        let order = shop.test.order(buyer, cheap, 1).await.ok()["orderId"].as_i64().unwrap();
+        shop.gateway.status_queries_are(QueryBehaviour::Hang);
+        shop.test.clock.advance(700_000);
+        shop.test.app.sweep();
+        let [uid] = &shop.gateway.uids()[..] else { panic!("one payment was tried") };
+        shop.gateway.queried(uid, 1).await;
+        let path = format!("/api/v1/orders/{order}");
+        until("the other order expires", async || {
+            (shop.test.get(&path).await.ok()["orderStatus"] == "CANCELLED").then_some(())
+        })
+        .await;
+        assert_eq!(shop.gateway.status_queries(uid), 1, "the first query still hangs");
+        assert_eq!(shop.status().await.0, "PENDING");
+        shop.finish(5_000).await;
     })
     .await;
-    assert_eq!(shop.gateway.status_queries(uid), 1, "the first query still hangs");
-    assert_eq!(shop.status().await.0, "PENDING");
-    shop.finish(5_000).await;
 }

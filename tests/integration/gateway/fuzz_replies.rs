@@ -78,6 +78,8 @@ fn reply_of_random_bytes_approves_nothing() {
     let config_of = HttpGatewayConfig { url, timeout, token: None };
     let charge = Charge {
         merchant_uid: "r-1".to_owned(),
+        merchant_order_id: "shop-7".to_owned(),
+        transaction: None,
         order_id: OrderId::new(7).unwrap(),
         user_id: UserId::new(3).unwrap(),
         amount: 12_000,
@@ -100,7 +102,7 @@ fn reply_of_random_bytes_approves_nothing() {
             let gateway = HttpGateway::new(PaymentType::Toss, &config_of).unwrap();
             let outcome = runtime.block_on(async {
                 tokio::select! {
-                    outcome = gateway.pay("fuzz", &charge) => outcome,
+                    outcome = gateway.pay("fuzz", &charge, None) => outcome,
                     never = answer(&reply) => never,
                 }
             });

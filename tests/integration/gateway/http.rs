@@ -38,7 +38,7 @@ fn with_short_timeout(fake: &FakeGateway) -> HttpGateway {
 async fn pay_and_disconnect(fake: &FakeGateway, uid: &str) {
     let (gateway, charge) = (with_long_timeout(fake), charge_of(uid));
     tokio::select! {
-        outcome = gateway.pay(REQUEST_ID, &charge) => panic!("answered: {outcome:?}"),
+        outcome = gateway.pay(REQUEST_ID, &charge, None) => panic!("answered: {outcome:?}"),
         () = fake.posted(uid, 1) => {}
     }
 }
@@ -46,6 +46,8 @@ async fn pay_and_disconnect(fake: &FakeGateway, uid: &str) {
 fn charge_of(uid: &str) -> Charge {
     Charge {
         merchant_uid: uid.to_owned(),
+        merchant_order_id: "shop-7".to_owned(),
+        transaction: None,
         order_id: OrderId::new(7).unwrap(),
         user_id: UserId::new(3).unwrap(),
         amount: 12_000,
@@ -72,21 +74,21 @@ async fn approved_payment_found_and_refunded_once() {
     let fake = FakeGateway::start().await;
     let gateway = with_long_timeout(&fake);
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::NotFound);
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await, approved("r-1"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await, approved("r-1"));
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, found("r-1"));
     assert_eq!((fake.taken("r-1"), fake.kept("r-1"), fake.posts("r-1")), (Some(12_000), 12_000, 2));
     assert_eq!(fake.order_of("r-1"), Some(7));
     for _ in 0..2 {
-        assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "주문 취소").await, CancelOutcome::Cancelled);
+        assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "주문 취소").await, CancelOutcome::Cancelled);
     }
     let cancelled = "CANCELLED".to_owned();
     assert_eq!(
         gateway.status(REQUEST_ID, &charge_of("r-1")).await,
         StatusOutcome::Declined { reason: cancelled.clone() }
     );
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Declined { reason: cancelled });
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await, PayOutcome::Declined { reason: cancelled });
     assert!(fake.cancelled("r-1"));
     assert_eq!((fake.total_taken(), fake.total_given_back(), fake.total_kept()), (12_000, 12_000, 0));
     assert_eq!((fake.cancels("r-1"), fake.status_queries("r-1"), fake.total_posts()), (3, 3, 3));
@@ -100,12 +102,15 @@ async fn declined_payment_stays_declined() {
     fake.next(Behaviour::Decline);
     let reason = "LIMIT_EXCEEDED".to_owned();
     for _ in 0..2 {
-        assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Declined { reason: reason.clone() });
+        assert_eq!(
+            gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await,
+            PayOutcome::Declined { reason: reason.clone() }
+        );
     }
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Declined { reason });
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     assert_eq!(fake.taken("r-1"), None);
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-2")).await, approved("r-2"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-2"), None).await, approved("r-2"));
     let mut uids = fake.uids();
     uids.sort();
     assert_eq!(uids, ["r-1", "r-2"]);
@@ -123,8 +128,8 @@ async fn payment_unknown_until_queried_when_no_reply() {
     let gateway = with_long_timeout(&fake);
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("untaken")).await, StatusOutcome::NotFound);
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("taken")).await, found("taken"));
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("untaken")).await, approved("untaken"));
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("taken")).await, approved("taken"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("untaken"), None).await, approved("untaken"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("taken"), None).await, approved("taken"));
     assert_eq!((fake.total_taken(), fake.total_posts()), (24_000, 4));
 }
 
@@ -136,9 +141,9 @@ async fn call_ends_by_its_timeout() {
     fake.status_queries_are(QueryBehaviour::Hang);
     fake.cancels_are(QueryBehaviour::Hang);
     let why = "timed out".to_owned();
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, PayOutcome::Unknown { why: why.clone() });
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await, PayOutcome::Unknown { why: why.clone() });
     assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Unknown { why: why.clone() });
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::Unknown { why });
 }
 
 #[tokio::test]
@@ -155,7 +160,7 @@ async fn late_payment_not_found_before_taken() {
         assert_eq!(fake.taken("r-1"), Some(12_000));
         assert_eq!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, found("r-1"));
     };
-    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge), test);
+    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge, None), test);
     assert_eq!(outcome, approved("r-1"));
 }
 
@@ -165,10 +170,10 @@ async fn late_payment_taken_when_client_gone() {
     fake.next(Behaviour::ApproveLate);
     pay_and_disconnect(&fake, "r-1").await;
     let gateway = with_long_timeout(&fake);
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::NotFound);
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::NotFound);
     fake.release_late();
     assert_eq!(fake.kept("r-1"), 12_000);
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
     assert_eq!(fake.kept("r-1"), 0);
 }
 
@@ -177,7 +182,7 @@ async fn late_payment_retried_is_taken_once() {
     let fake = FakeGateway::start().await;
     fake.next(Behaviour::ApproveLate);
     pay_and_disconnect(&fake, "r-1").await;
-    assert_eq!(with_long_timeout(&fake).pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    assert_eq!(with_long_timeout(&fake).pay(REQUEST_ID, &charge_of("r-1"), None).await, approved("r-1"));
     fake.release_late();
     assert_eq!((fake.total_taken(), fake.posts("r-1")), (12_000, 2));
 }
@@ -203,7 +208,7 @@ async fn payment_unknown_when_reply_invalid() {
     for (n, (behaviour, is_taken)) in answers.into_iter().enumerate() {
         let uid = format!("r-{n}");
         fake.next(behaviour.clone());
-        let why = why(gateway.pay(REQUEST_ID, &charge_of(&uid)).await);
+        let why = why(gateway.pay(REQUEST_ID, &charge_of(&uid), None).await);
         assert!(!why.is_empty() && !why.contains("127.0.0.1"), "{behaviour:?}: {why}");
         assert_eq!(fake.taken(&uid).is_some(), is_taken, "{behaviour:?}");
         assert_eq!(fake.posts(&uid), 1, "the client retried: {behaviour:?}");
@@ -223,18 +228,18 @@ async fn reply_read_up_to_limit() {
     };
     fake.next(padded(64 * 1024));
     assert_eq!(
-        gateway.pay(REQUEST_ID, &charge_of("r-1")).await,
+        gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await,
         PayOutcome::Approved { transaction_id: "tx".to_owned() }
     );
     fake.next(padded(64 * 1024 + 1));
-    assert!(why(gateway.pay(REQUEST_ID, &charge_of("r-2")).await).contains("more than 65536 bytes"));
+    assert!(why(gateway.pay(REQUEST_ID, &charge_of("r-2"), None).await).contains("more than 65536 bytes"));
 }
 
 #[tokio::test]
 async fn query_and_cancel_unknown_when_reply_unclear() {
     let fake = FakeGateway::start().await;
     let gateway = with_long_timeout(&fake);
-    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1")).await, approved("r-1"));
+    assert_eq!(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await, approved("r-1"));
     for behaviour in [
         QueryBehaviour::ServerError,
         QueryBehaviour::Garbage,
@@ -248,7 +253,7 @@ async fn query_and_cancel_unknown_when_reply_unclear() {
         fake.cancels_are(behaviour.clone());
         let status = gateway.status(REQUEST_ID, &charge_of("r-1")).await;
         assert!(matches!(status, StatusOutcome::Unknown { .. }), "{behaviour:?}: {status:?}");
-        let cancel = gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await;
+        let cancel = gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await;
         assert!(matches!(cancel, CancelOutcome::Unknown { .. }), "{behaviour:?}: {cancel:?}");
         assert_eq!(
             fake.cancelled("r-1"),
@@ -257,7 +262,7 @@ async fn query_and_cancel_unknown_when_reply_unclear() {
     }
     fake.queried("r-1", 3).await;
     fake.cancels_are(QueryBehaviour::Truthful);
-    assert_eq!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
+    assert_eq!(gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await, CancelOutcome::Cancelled);
     assert_eq!(fake.total_kept(), 0);
 }
 
@@ -271,11 +276,14 @@ async fn payment_unknown_when_gateway_unreachable() {
         fake.posted("r-1", 1).await;
         drop(fake);
     };
-    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge), dies);
+    let (outcome, ()) = tokio::join!(gateway.pay(REQUEST_ID, &charge, None), dies);
     assert!(!why(outcome).is_empty());
-    assert!(!why(gateway.pay(REQUEST_ID, &charge_of("r-2")).await).contains("127.0.0.1"));
+    assert!(!why(gateway.pay(REQUEST_ID, &charge_of("r-2"), None).await).contains("127.0.0.1"));
     assert!(matches!(gateway.status(REQUEST_ID, &charge_of("r-1")).await, StatusOutcome::Unknown { .. }));
-    assert!(matches!(gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+    assert!(matches!(
+        gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await,
+        CancelOutcome::Unknown { .. }
+    ));
 }
 
 #[tokio::test]
@@ -283,7 +291,7 @@ async fn payment_unknown_in_time_when_gateway_silent() {
     // The kernel accepts connections; no task reads from them.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let gateway = gateway_at(&format!("http://{}", listener.local_addr().unwrap()), SHORT_TIMEOUT);
-    assert_eq!(why(gateway.pay(REQUEST_ID, &charge_of("r-1")).await), "timed out");
+    assert_eq!(why(gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await), "timed out");
 }
 
 #[tokio::test]
@@ -295,9 +303,12 @@ async fn payment_uid_escaped_in_path() {
         assert_eq!(fake.status_queries(uid), 1, "{uid}");
     }
     for uid in ["", ".", ".."] {
-        assert!(why(gateway.pay(REQUEST_ID, &charge_of(uid)).await).contains("not sent"));
+        assert!(why(gateway.pay(REQUEST_ID, &charge_of(uid), None).await).contains("not sent"));
         assert!(matches!(gateway.status(REQUEST_ID, &charge_of(uid)).await, StatusOutcome::Unknown { .. }));
-        assert!(matches!(gateway.cancel(REQUEST_ID, uid, 1, "EXPIRED").await, CancelOutcome::Unknown { .. }));
+        assert!(matches!(
+            gateway.cancel(REQUEST_ID, &charge_of(uid), 1, "EXPIRED").await,
+            CancelOutcome::Unknown { .. }
+        ));
     }
     assert_eq!(fake.total_posts(), 0);
 }
@@ -319,10 +330,10 @@ async fn token_sent_with_every_call() {
     assert_eq!(fake.header("traceparent"), None, "a call outside of a trace has no trace context");
     with_long_timeout(&fake).status(REQUEST_ID, &charge_of("r-1")).await;
     assert_eq!(fake.authorization(), None);
-    gateway.pay(REQUEST_ID, &charge_of("r-1")).await;
+    gateway.pay(REQUEST_ID, &charge_of("r-1"), None).await;
     assert_eq!(fake.authorization(), expected);
     with_long_timeout(&fake).status(REQUEST_ID, &charge_of("r-1")).await;
-    gateway.cancel(REQUEST_ID, "r-1", 12_000, "EXPIRED").await;
+    gateway.cancel(REQUEST_ID, &charge_of("r-1"), 12_000, "EXPIRED").await;
     assert_eq!(fake.authorization(), expected);
 }
 
@@ -338,7 +349,7 @@ async fn concurrent_payments_each_taken_once() {
                 // On an overloaded machine even the connection may time out; then the outcome is unknown and the call
                 // is repeated.
                 loop {
-                    match gateway.pay(REQUEST_ID, &charge).await {
+                    match gateway.pay(REQUEST_ID, &charge, None).await {
                         PayOutcome::Unknown { .. } => {}
                         known => return known,
                     }

@@ -6,4 +6,5 @@ pub mod flow;
 mod fuzz_replies;
 mod http;
 mod outcomes;
+mod providers;
 mod refunds;

@@ -25,7 +25,17 @@ const URLS: &[(&str, &[&str])] = &[
     ("OTEL_EXPORTER_OTLP_ENDPOINT", &["http"]),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["https"]),
 ];
-const TOKENS: &[&str] = &["ADMIN_TOKEN", "ADMIN_TOKENS", "METRICS_TOKEN", "PAYMENT_GATEWAY_TOKEN", "AUTH_JWT_SECRET"];
+const TOKENS: &[&str] = &[
+    "ADMIN_TOKEN",
+    "ADMIN_TOKENS",
+    "METRICS_TOKEN",
+    "PAYMENT_GATEWAY_TOKEN",
+    "AUTH_JWT_SECRET",
+    "TOSS_SECRET_KEY",
+    "KAKAOPAY_SECRET_KEY",
+    "PORTONE_API_SECRET",
+    "PORTONE_WEBHOOK_SECRET",
+];
 const COMMANDS: &[&str] = &["serve", "project", "seed", "rebuild", "audit", "migrate"];
 
 /// URLs mistyped so that a parser finds the password elsewhere.

@@ -52,7 +52,7 @@ async fn place_one(app: &App, (user, product): (UserId, ProductId)) -> Option<i6
 async fn sell(app: &App, buyer: (UserId, ProductId)) -> i64 {
     let order_id = place(app, buyer).await;
     let payment = NewPayment { order_id, user_id: buyer.0, payment_type: PaymentType::Card, amount: 1 };
-    app.engine.pay_order(&call(None), payment).await.unwrap().value.payment_id.get()
+    app.engine.pay_order(&call(None), payment, None).await.unwrap().value.payment_id.get()
 }
 
 /// The ids of orders that these processes place in every partition.

@@ -39,6 +39,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("payment_begin", &["RUNNING", "STARTED"]),
     ("payment_finish", &["FINISHED"]),
     ("payment_postpone", &["POSTPONED"]),
+    ("payment_prepare", &["PREPARED"]),
     ("payment_resolve", &["RESOLVED"]),
     ("refund_finish", &["FINISHED"]),
     ("price_set", &["PRICE_SET"]),

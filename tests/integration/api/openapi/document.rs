@@ -4,6 +4,8 @@ use super::*;
 
 /// The operations beyond the contract, by method and path, without `/metrics` and `/ops`, which are not JSON.
 const OURS: &[(&str, &str)] = &[
+    ("post", "/api/v1/payments/prepare"),
+    ("post", "/gateways/{type}/webhook"),
     ("get", "/admin/v1/audit"),
     ("get", "/admin/v1/audit/events"),
     ("get", "/admin/v1/audit/progress"),

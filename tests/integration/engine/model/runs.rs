@@ -179,7 +179,7 @@ impl Run {
                     payment_type: PaymentType::Card,
                     amount,
                 };
-                match engine.pay_order(&call, payment).await {
+                match engine.pay_order(&call, payment, None).await {
                     Ok(reply) => Ok((done(format!("paid {}", reply.value.amount), reply.replayed), None)),
                     Err(Error::PaymentDeclined { replayed }) => Ok((done("PaymentDeclined".into(), replayed), None)),
                     Err(error) => Err(error),

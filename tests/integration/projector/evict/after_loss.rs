@@ -207,7 +207,7 @@ async fn retention_refused_when_below_minute() {
         payment_type: PaymentType::Card,
         amount: 5,
     };
-    let unknown = test.engine.pay_order(&call(None), payment).await;
+    let unknown = test.engine.pay_order(&call(None), payment, None).await;
     assert!(matches!(unknown, Err(Error::OrderNotFound)), "{unknown:?}");
     test.finish().await;
 }

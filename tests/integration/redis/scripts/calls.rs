@@ -199,8 +199,14 @@ impl Bench {
         let mut raw = self.begin(&script::PAYMENT_BEGIN, keys);
         raw.keys.extend([order_key(keys, order), keys.expiry(), keys.gateway()]);
         let receipt = format!("receipt-{order}");
-        raw.args.extend(strings([&order, &user, &amount, &"TOSS", &(order + 7), &receipt, &9_000, &""]));
+        raw.args.extend(strings([&order, &user, &amount, &"TOSS", &(order + 7), &receipt, &9_000, &"", &""]));
         raw
+    }
+
+    pub(super) fn payment_prepare(&self, order: i64, user: i64) -> Raw {
+        let keys = self.keys(order);
+        let args = strings([&user, &"{}"]);
+        Raw { script: &script::PAYMENT_PREPARE, keys: vec![keys.meta(), order_key(keys, order)], args, shared: None }
     }
 
     pub(super) fn payment_finish(&self, order: i64, user: i64, outcome: &str) -> Raw {

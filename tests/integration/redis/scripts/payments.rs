@@ -17,11 +17,18 @@ async fn payment_scripts_match_headers() {
     bench.leaves_all("ORDER_NOT_FOUND", &others).await;
     bench.leaves_all("ORDER_NOT_FOUND", &unknown).await;
     bench.leaves_all("WRONG_AMOUNT", &begin.with(7, 1_999)).await;
-    let begin = begin.keyed("payment", "mine").with(12, "payment");
+    let prepare = bench.payment_prepare(10, 1);
+    bench.needs_open_partition(&prepare).await;
+    bench.leaves_all("ORDER_NOT_FOUND", &bench.payment_prepare(10, 2)).await;
+    bench.leaves_all("ORDER_NOT_FOUND", &bench.payment_prepare(99, 1)).await;
+    assert_eq!(bench.run(&prepare).await, ["PREPARED"]);
+    let begin = begin.keyed("payment", "mine").with(12, "payment").with(13, "tx-10");
     let (_, event) = bench.decides("STARTED", &begin).await;
     let Body::PaymentStarted(started) = &event.body else { panic!("{event:?}") };
     assert_eq!((started.order.get(), started.user.get(), started.payment.get()), (10, 1, 17));
     assert_eq!((started.amount, started.receipt.as_str()), (2_000, "receipt-10"));
+    assert_eq!(started.transaction.as_deref(), Some("tx-10"));
+    bench.leaves_all("IN_PROGRESS", &prepare).await;
     // The repeat gets "in progress", and so does another request for the order; only the gateway's outcome ends it.
     bench.leaves_all("IN_PROGRESS", &begin).await;
     bench.leaves_all("KEY_REUSED", &begin.keyed("payment", "another")).await;
@@ -41,6 +48,7 @@ async fn payment_scripts_match_headers() {
     let replayed = bench.leaves_all("REPLAYED", &begin).await;
     assert_eq!(replayed[1..], reply);
     bench.leaves_all("ALREADY_PAID", &bench.payment_begin(10, 1, 2_000)).await;
+    bench.leaves_all("ALREADY_PAID", &prepare).await;
     bench.leaves_all("ALREADY_PAID", &bench.decline(10, 1)).await;
     bench.leaves_all("NOT_OPEN", &bench.payment_finish(10, 1, "REFUNDED")).await;
 
@@ -49,6 +57,7 @@ async fn payment_scripts_match_headers() {
     let Body::OrderClosed(closed) = &event.body else { panic!("{event:?}") };
     assert_eq!((closed.by_gateway, closed.entry.is_none()), (true, true));
     bench.leaves_all("ALREADY_CLOSED", &settle).await;
+    bench.leaves_all("ALREADY_CLOSED", &prepare).await;
     let end = bench.payment_finish(10, 1, "REFUNDED");
     bench.needs_open_partition(&end).await;
     bench.leaves_all("NOT_OPEN", &end.with(5, "receipt-of-another")).await;
@@ -78,7 +87,7 @@ async fn payment_scripts_match_headers() {
         bench.decides("FINISHED", &bench.payment_finish(order, 1, outcome)).await;
     }
     bench.decides("STARTED", &bench.payment_begin(14, 1, 1_000)).await;
-    bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_FINISH]);
+    bench.covers(&[&script::PAYMENT_BEGIN, &script::PAYMENT_FINISH, &script::PAYMENT_PREPARE]);
     bench.finish().await;
 }
 

@@ -1,30 +1,27 @@
-//! The handlers of the gateway's requests.
+//! What every protocol does with a payment: the ledger, and the ways to misbehave.
 
 use super::*;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CancelBody {
-    amount: i64,
-    reason: String,
+/// A request for a refund.
+pub(super) struct Cancel {
+    /// `None`: all that is left.
+    pub amount: Option<i64>,
+    /// The key of a part: the same key is the same part.
+    pub part: Option<String>,
+    /// What the client believes may be refunded. Another amount is refused.
+    pub refundable: Option<i64>,
+    pub reason: String,
 }
 
-pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
-    let asked: PayBody = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
-        Err(error) => {
-            shared.ledger().faults.push(format!("payment: {error}"));
-            return StatusCode::BAD_REQUEST.into_response();
-        }
-    };
-    let uid = asked.merchant_uid.clone();
+/// Takes the money of a payment, as the behaviour says, and replies.
+pub(super) async fn take_payment(shared: &Arc<Shared>, headers: HeaderMap, uid: &str, asked: PayBody) -> Response {
     // The effect precedes a wait or a cut.
     let behaviour = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
         ledger.headers = headers;
         let behaviour = ledger.next_pay.pop_front().unwrap_or_else(|| ledger.every_pay.clone());
-        let payment = ledger.payments.entry(uid.clone()).or_default();
+        let payment = ledger.payments.entry(uid.to_owned()).or_default();
         payment.posts += 1;
         let first = payment.asked.get_or_insert_with(|| asked.clone());
         if *first != asked {
@@ -46,7 +43,11 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
                 payment.decision.get_or_insert(Decision::Declined);
             }
             Behaviour::ApproveLate => payment.is_late = payment.decision.is_none(),
-            Behaviour::Hang | Behaviour::Garbage | Behaviour::ServerError | Behaviour::Answer(..) => {}
+            Behaviour::Hang
+            | Behaviour::Garbage
+            | Behaviour::ServerError
+            | Behaviour::ApproveOther
+            | Behaviour::Answer(..) => {}
         }
         behaviour
     };
@@ -55,7 +56,7 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
     match behaviour {
         Behaviour::Approve | Behaviour::Decline | Behaviour::ApproveAmount(_) => {}
         Behaviour::ApproveLate => {
-            while shared.ledger().payments[&uid].decision.is_none() {
+            while shared.ledger().payments[uid].decision.is_none() {
                 changes.changed().await.unwrap();
             }
         }
@@ -64,45 +65,35 @@ pub(super) async fn pay(State(shared): State<Arc<Shared>>, headers: HeaderMap, b
         Behaviour::ServerError | Behaviour::ServerErrorAfterApproval => return server_error(),
         Behaviour::CutAfterApproval => return cut(),
         Behaviour::Answer(status, body) | Behaviour::AnswerAfterApproval(status, body) => return reply(status, body),
+        Behaviour::ApproveOther => return shared.other(uid),
     }
-    let ledger = shared.ledger();
-    ledger.payments[&uid].answer(&uid, ledger.transaction_id.as_ref(), CancelledAmounts::Unnamed)
+    shared.answer(uid, RequestKind::Pay)
 }
 
-pub(super) async fn status(State(shared): State<Arc<Shared>>, Path(uid): Path<String>, headers: HeaderMap) -> Response {
-    let (manner, answer) = {
+/// Replies to a query, as the behaviour says.
+pub(super) async fn query_payment(shared: &Arc<Shared>, headers: HeaderMap, uid: &str) -> Response {
+    let manner = {
         let mut ledger = shared.ledger();
-        let ledger = &mut *ledger;
         ledger.headers = headers;
-        let manner = ledger.every_status.clone();
-        let payment = ledger.payments.entry(uid.clone()).or_default();
-        payment.status_queries += 1;
-        (manner, payment.answer(&uid, ledger.transaction_id.as_ref(), ledger.cancelled_amounts))
+        ledger.payments.entry(uid.to_owned()).or_default().status_queries += 1;
+        ledger.every_status.clone()
+    };
+    let answer = match manner {
+        QueryBehaviour::Denied => shared.deny(uid),
+        _ => shared.answer(uid, RequestKind::Status),
     };
     shared.changed();
     answer_as(manner, answer).await
 }
 
-pub(super) async fn cancel(
-    State(shared): State<Arc<Shared>>,
-    Path(uid): Path<String>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    let asked: CancelBody = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
-        Err(error) => {
-            shared.ledger().faults.push(format!("cancel of {uid}: {error}"));
-            return StatusCode::BAD_REQUEST.into_response();
-        }
-    };
-    let (manner, answer) = {
+/// Refunds, as the behaviour says, and replies.
+pub(super) async fn cancel_payment(shared: &Arc<Shared>, headers: HeaderMap, uid: &str, asked: Cancel) -> Response {
+    let (manner, refused) = {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
-        let key = headers.get("idempotency-key").map(|key| key.to_str().unwrap().to_owned());
         ledger.headers = headers;
         let manner = ledger.every_cancel.clone();
-        let payment = ledger.payments.entry(uid.clone()).or_default();
+        let payment = ledger.payments.entry(uid.to_owned()).or_default();
         payment.cancels += 1;
         let does = matches!(
             manner,
@@ -111,32 +102,43 @@ pub(super) async fn cancel(
                 | QueryBehaviour::ThenServerError
                 | QueryBehaviour::ThenAnswer(..)
         );
-        let is_wrong = |amount: i64| match &key {
-            Some(key) => match payment.parts.get(key) {
-                Some(part) => *part != asked.amount,
-                None => !(1..=amount - payment.given_back).contains(&asked.amount),
-            },
-            None => asked.amount != amount,
-        };
-        let answer = match payment.decision {
-            Some(Decision::Taken { amount }) if is_wrong(amount) || asked.reason.is_empty() => {
-                ledger.faults.push(format!("cancel of {uid}: {} of {amount}, {:?}", asked.amount, asked.reason));
-                StatusCode::BAD_REQUEST.into_response()
-            }
-            Some(Decision::Taken { amount }) => {
-                match key {
-                    Some(key) if does && !payment.parts.contains_key(&key) => {
-                        payment.given_back += asked.amount;
-                        payment.parts.insert(key, asked.amount);
+        let refused = match payment.decision {
+            Some(Decision::Taken { amount: taken }) => {
+                let left = taken - payment.given_back;
+                let amount = asked.amount.unwrap_or(left);
+                let known = asked.part.as_ref().and_then(|key| payment.parts.get(key)).copied();
+                let is_part = asked.part.is_some() || asked.refundable.is_some_and(|refundable| refundable != amount);
+                let wrong = match known {
+                    Some(part) => part != amount,
+                    None if is_part => !(1..=left).contains(&amount),
+                    // The generic protocol refunds all again, to no effect.
+                    None => amount != taken && amount != left,
+                };
+                if asked.refundable.is_some_and(|refundable| known.is_none() && refundable != left) {
+                    Some(CancelRefused::OtherBalance)
+                } else if known.is_none() && left == 0 {
+                    (shared.protocol != Protocol::Http).then_some(CancelRefused::AlreadyCancelled)
+                } else if wrong || asked.reason.is_empty() {
+                    ledger.faults.push(format!("cancel of {uid}: {amount} of {taken}, {:?}", asked.reason));
+                    Some(CancelRefused::WrongAmount)
+                } else {
+                    if does && known.is_none() {
+                        let is_whole = asked.part.is_none() && amount == taken;
+                        payment.given_back = if is_whole { taken } else { payment.given_back + amount };
+                        payment.parts.extend(asked.part.map(|key| (key, amount)));
+                        payment.last_cancel = amount;
                     }
-                    None if does => payment.given_back = amount,
-                    _ => {}
+                    None
                 }
-                StatusCode::OK.into_response()
             }
-            Some(Decision::Declined) | None => StatusCode::NOT_FOUND.into_response(),
+            Some(Decision::Declined) | None => Some(CancelRefused::NotPaid),
         };
-        (manner, answer)
+        (manner, refused)
+    };
+    let refused = if manner == QueryBehaviour::Denied { Some(CancelRefused::NotPaid) } else { refused };
+    let answer = match refused {
+        Some(refused) => shared.refuse_cancel(refused),
+        None => shared.answer(uid, RequestKind::Cancel),
     };
     shared.changed();
     answer_as(manner, answer).await
@@ -144,12 +146,23 @@ pub(super) async fn cancel(
 
 async fn answer_as(manner: QueryBehaviour, truth: Response) -> Response {
     match manner {
-        QueryBehaviour::Truthful => truth,
+        QueryBehaviour::Truthful | QueryBehaviour::Denied => truth,
         QueryBehaviour::ThenHang | QueryBehaviour::Hang => pending().await,
         QueryBehaviour::ThenServerError | QueryBehaviour::ServerError => server_error(),
         QueryBehaviour::Garbage => garbage(),
         QueryBehaviour::ThenAnswer(status, body) | QueryBehaviour::Answer(status, body) => reply(status, body),
     }
+}
+
+/// A request that no correct client sends.
+pub(super) fn bad_request(shared: &Shared, fault: String) -> Response {
+    shared.ledger().faults.push(fault);
+    StatusCode::BAD_REQUEST.into_response()
+}
+
+/// A JSON body under this status.
+pub(super) fn json_reply(status: u16, body: Value) -> Response {
+    (StatusCode::from_u16(status).unwrap(), Json(body)).into_response()
 }
 
 fn reply(status: u16, body: String) -> Response {
@@ -169,4 +182,84 @@ fn cut() -> Response {
     let words = Bytes::from_static(br#"{"approved": true, "transactionId": "tx"}"#);
     let parts = [Ok(words), Err(std::io::Error::other("cut"))];
     Body::from_stream(stream::iter(parts)).into_response()
+}
+
+/// What a reply answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestKind {
+    Pay,
+    Status,
+    Cancel,
+}
+
+/// Why a refund is refused.
+#[derive(Clone, Copy)]
+pub(super) enum CancelRefused {
+    NotPaid,
+    AlreadyCancelled,
+    OtherBalance,
+    WrongAmount,
+}
+
+impl Shared {
+    /// The correct reply about a payment.
+    pub(super) fn answer(&self, uid: &str, asked: RequestKind) -> Response {
+        let ledger = self.ledger();
+        let (payment, said) = (&ledger.payments[uid], ledger.cancelled_amounts);
+        match (self.protocol, asked) {
+            (Protocol::Http, RequestKind::Cancel) => StatusCode::OK.into_response(),
+            (Protocol::Http, RequestKind::Pay) => {
+                http::answer(uid, payment, ledger.transaction_id.as_ref(), CancelledAmounts::Unnamed)
+            }
+            (Protocol::Http, RequestKind::Status) => http::answer(uid, payment, ledger.transaction_id.as_ref(), said),
+            (Protocol::Toss, asked) => toss::answer(uid, payment, asked, said),
+            (Protocol::KakaoPay, asked) => kakaopay::answer(uid, payment, asked, said),
+            (Protocol::PortOne, asked) => portone::answer(uid, payment, asked, said),
+        }
+    }
+
+    /// An approval of another order than that of the payment.
+    fn other(&self, uid: &str) -> Response {
+        let ledger = self.ledger();
+        let payment = &ledger.payments[uid];
+        let mut other = Payment { window: payment.window.clone(), ..Payment::default() };
+        if let Some(window) = &mut other.window {
+            window.merchant_order_id.push('9');
+        }
+        other.take();
+        match self.protocol {
+            Protocol::Http => http::other(payment),
+            Protocol::Toss => toss::answer(uid, &other, RequestKind::Pay, CancelledAmounts::Named),
+            Protocol::KakaoPay => kakaopay::answer(uid, &other, RequestKind::Pay, CancelledAmounts::Named),
+            Protocol::PortOne => portone::answer(&format!("{uid}9"), &other, RequestKind::Pay, CancelledAmounts::Named),
+        }
+    }
+
+    /// Says that there is no money, of a payment that has some.
+    fn deny(&self, uid: &str) -> Response {
+        let ledger = self.ledger();
+        let window = ledger.payments[uid].window.clone();
+        // PortOne says so of a cancelled payment alone: after a failure its customer may still pay.
+        let (decision, given_back) = match self.protocol {
+            Protocol::PortOne => (Decision::Taken { amount: 1 }, 1),
+            _ => (Decision::Declined, 0),
+        };
+        let denied = Payment { window, decision: Some(decision), given_back, ..Payment::default() };
+        match self.protocol {
+            Protocol::Http => http::answer(uid, &denied, None, CancelledAmounts::Named),
+            Protocol::Toss => toss::answer(uid, &denied, RequestKind::Status, CancelledAmounts::Named),
+            Protocol::KakaoPay => kakaopay::answer(uid, &denied, RequestKind::Status, CancelledAmounts::Named),
+            Protocol::PortOne => portone::answer(uid, &denied, RequestKind::Status, CancelledAmounts::Named),
+        }
+    }
+
+    fn refuse_cancel(&self, refused: CancelRefused) -> Response {
+        match (self.protocol, refused) {
+            (Protocol::Http, CancelRefused::NotPaid) => StatusCode::NOT_FOUND.into_response(),
+            (Protocol::Http, _) => StatusCode::BAD_REQUEST.into_response(),
+            (Protocol::Toss, refused) => toss::refuse_cancel(refused),
+            (Protocol::KakaoPay, refused) => kakaopay::refuse_cancel(refused),
+            (Protocol::PortOne, refused) => portone::refuse_cancel(refused),
+        }
+    }
 }

@@ -1,5 +1,8 @@
 //! A payment gateway for tests: it misbehaves on request, and its ledger records the money that it takes and refunds.
 //!
+//! It speaks the generic protocol or that of a provider ([`Protocol`]); each behaves as its documentation says, with its own
+//! errors. The first query of a PortOne payment counts as the request to pay: its money is taken before.
+//!
 //! Taking money and replying are separate, as with a real gateway: it may take the money and never reply. Tests assert on the
 //! ledger: no money is taken twice, or kept for a failed order ([`FakeGateway::kept`]), and no request is invalid
 //! ([`FakeGateway::faults`]).
@@ -9,6 +12,11 @@
 //! releases it.
 
 mod handlers;
+mod http;
+mod kakaopay;
+mod portone;
+mod toss;
+mod windows;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +33,6 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::stream;
-use handlers::{cancel, pay, status};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use serde::Deserialize;
@@ -60,6 +67,8 @@ pub enum Behaviour {
     ServerErrorAfterApproval,
     /// Takes the money, breaks the connection in the middle of the reply.
     CutAfterApproval,
+    /// Takes no money, replies with the approval of another order.
+    ApproveOther,
     /// Takes no money, replies with this status and body.
     Answer(u16, String),
     /// Takes the money, replies with this status and body.
@@ -85,20 +94,48 @@ pub enum QueryBehaviour {
     ServerError,
     /// Does nothing, and replies 200 with an invalid body.
     Garbage,
+    /// Does nothing, and replies that there is no such money.
+    Denied,
     /// Executes the request, and replies with this status and body.
     ThenAnswer(u16, String),
     /// Does nothing, and replies with this status and body.
     Answer(u16, String),
 }
 
+/// What a fake gateway speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http,
+    Toss,
+    KakaoPay,
+    PortOne,
+}
+
+impl Protocol {
+    pub const ALL: [Protocol; 4] = [Protocol::Http, Protocol::Toss, Protocol::KakaoPay, Protocol::PortOne];
+
+    /// The protocols of providers.
+    pub const PROVIDERS: [Protocol; 3] = [Protocol::Toss, Protocol::KakaoPay, Protocol::PortOne];
+}
+
+/// Runs a test over each protocol. The last one that it prints is the one that failed.
+pub async fn over_each_protocol(test: impl AsyncFn(Protocol)) {
+    for protocol in Protocol::ALL {
+        eprintln!("through {protocol:?}");
+        test(protocol).await;
+    }
+}
+
 /// A running fake gateway. Dropped, it ends at once and breaks every connection.
 pub struct FakeGateway {
+    pub protocol: Protocol,
     url: String,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
 
 struct Shared {
+    protocol: Protocol,
     ledger: Mutex<Ledger>,
     /// Counts the requests and the releases.
     changes: watch::Sender<u64>,
@@ -123,6 +160,8 @@ struct Ledger {
 #[derive(Default)]
 struct Payment {
     asked: Option<PayBody>,
+    /// What the customer approved at the provider.
+    window: Option<Window>,
     posts: usize,
     status_queries: usize,
     cancels: usize,
@@ -131,8 +170,17 @@ struct Payment {
     is_late: bool,
     /// The won refunded.
     given_back: i64,
+    /// The won of the last refund.
+    last_cancel: i64,
     /// The parts that were refunded, by idempotency key.
     parts: HashMap<String, i64>,
+}
+
+/// The customer's window at a provider.
+#[derive(Clone, Debug)]
+struct Window {
+    merchant_order_id: String,
+    amount: i64,
 }
 
 /// What the gateway says of the parts that it has refunded.
@@ -161,9 +209,15 @@ struct PayBody {
 }
 
 impl FakeGateway {
-    /// Listens on a free port of 127.0.0.1; approves everything by default.
+    /// One of the generic protocol.
     pub async fn start() -> FakeGateway {
+        FakeGateway::speaking(Protocol::Http).await
+    }
+
+    /// Listens on a free port of 127.0.0.1; approves everything by default.
+    pub async fn speaking(protocol: Protocol) -> FakeGateway {
         let shared = Arc::new(Shared {
+            protocol,
             ledger: Mutex::new(Ledger {
                 payments: HashMap::new(),
                 next_pay: VecDeque::new(),
@@ -177,11 +231,13 @@ impl FakeGateway {
             }),
             changes: watch::Sender::new(0),
         });
-        let router = Router::new()
-            .route("/payments", post(pay))
-            .route("/payments/{uid}", get(status))
-            .route("/payments/{uid}/cancel", post(cancel))
-            .with_state(Arc::clone(&shared));
+        let router = match protocol {
+            Protocol::Http => http::router(),
+            Protocol::Toss => toss::router(),
+            Protocol::KakaoPay => kakaopay::router(),
+            Protocol::PortOne => portone::router(),
+        };
+        let router = router.with_state(Arc::clone(&shared));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         // Not axum::serve: its connections outlive it.
@@ -193,7 +249,7 @@ impl FakeGateway {
                 while connections.try_join_next().is_some() {}
             }
         });
-        FakeGateway { url, shared, server }
+        FakeGateway { protocol, url, shared, server }
     }
 
     /// The base URL, for `PAYMENT_GATEWAY_<TYPE>_URL`.
@@ -261,6 +317,12 @@ impl FakeGateway {
     /// The won taken under `uid`, including refunded ones.
     pub fn taken(&self, uid: &str) -> Option<i64> {
         self.ledger().payments.get(uid).and_then(Payment::taken)
+    }
+
+    /// The only uid of a request.
+    pub fn only_uid(&self) -> String {
+        let [uid] = &self.uids()[..] else { panic!("one payment was tried: {:?}", self.uids()) };
+        uid.clone()
     }
 
     /// Whether the money taken under `uid` was refunded.
@@ -375,36 +437,28 @@ impl Payment {
         self.taken().unwrap_or(0) - self.given_back
     }
 
+    /// The amount of the customer's window, or of the request.
+    fn amount(&self) -> i64 {
+        let asked = self.asked.as_ref().map(|asked| asked.amount);
+        asked.or(self.window.as_ref().map(|window| window.amount)).unwrap_or(0)
+    }
+
+    /// What is said to be refunded; `None`: nothing is said.
+    fn said_cancelled(&self, said: CancelledAmounts) -> Option<i64> {
+        match said {
+            CancelledAmounts::Named => Some(self.given_back),
+            CancelledAmounts::Said(amount) => Some(amount),
+            CancelledAmounts::Unnamed => None,
+        }
+    }
+
     fn is_given_back(&self) -> bool {
         self.taken().is_some_and(|taken| self.given_back >= taken)
     }
 
     /// Takes the money, unless this payment is decided already.
     fn take(&mut self) {
-        let amount = self.asked.as_ref().map_or(0, |asked| asked.amount);
+        let amount = self.amount();
         self.decision.get_or_insert(Decision::Taken { amount });
-    }
-
-    /// The correct reply for this payment.
-    fn answer(&self, uid: &str, id: Option<&Value>, said: CancelledAmounts) -> Response {
-        let asked = self.asked.as_ref().map_or(0, |asked| asked.amount);
-        let id = id.cloned().unwrap_or_else(|| json!(format!("tx-{uid}")));
-        match self.decision {
-            _ if self.is_given_back() => Json(json!({"approved": false, "reason": "CANCELLED"})).into_response(),
-            Some(Decision::Taken { amount }) if amount != asked => {
-                Json(json!({"approved": true, "transactionId": id, "amount": amount})).into_response()
-            }
-            Some(Decision::Taken { .. }) => {
-                let mut approval = json!({"approved": true, "transactionId": id});
-                match said {
-                    CancelledAmounts::Named => approval["cancelledAmount"] = json!(self.given_back),
-                    CancelledAmounts::Said(amount) => approval["cancelledAmount"] = json!(amount),
-                    CancelledAmounts::Unnamed => {}
-                }
-                Json(approval).into_response()
-            }
-            Some(Decision::Declined) => Json(json!({"approved": false, "reason": "LIMIT_EXCEEDED"})).into_response(),
-            None => StatusCode::NOT_FOUND.into_response(),
-        }
     }
 }

@@ -122,6 +122,7 @@ pub fn gateways(urls: &[(&str, &str)]) -> GatewayConfig {
         payment_gateway_token: None,
         payment_gateway_give_up_seconds: 60,
         payment_gateway_watch_seconds: 3600,
+        ..GatewayConfig::default()
     }
 }
 
