@@ -12,8 +12,9 @@ pub struct OperatorsConfig {
     /// The token of the operator named admin, of 16 or more printable characters; without any token the operators' API answers 401
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
     pub admin_token: Option<Secret>,
-    /// More operators, each with a token of its own: name:token,name:token. A name is 1 to 32 characters a-z 0-9 . _ -, a token
-    /// 16 or more printable characters without a comma
+    /// More operators, each with a role and a token of its own: name:role:token,name:role:token. A role is viewer (reads),
+    /// operator (sales) or admin (everything; also where the entry is name:token), a name 1 to 32 characters a-z 0-9 . _ -, a
+    /// token 16 or more printable characters without a comma
     #[arg(long, env = "ADMIN_TOKENS", hide_env_values = true)]
     pub admin_tokens: Option<Secret>,
     /// Browsers send the cookie of the dashboard's session over https only: for a service behind a TLS proxy

@@ -21,8 +21,21 @@ const STARS: &str = "***";
 /// Shorter secrets are not redacted: too many other texts contain them.
 const MIN_SECRET_LEN: usize = 4;
 /// Common words of the log. Such a word is no real password, and redacting it would garble every line.
-const LOG_WORDS: &[&str] =
-    &["firstcome", "postgres", "postgresql", "redis", "rediss", "default", "http", "https", "info", "true"];
+const LOG_WORDS: &[&str] = &[
+    "firstcome",
+    "postgres",
+    "postgresql",
+    "redis",
+    "rediss",
+    "default",
+    "http",
+    "https",
+    "info",
+    "true",
+    "viewer",
+    "operator",
+    "admin",
+];
 /// The supported parameters of `DATABASE_URL` whose values are not secret: all but the password.
 pub const PUBLIC_POSTGRES_PARAMETERS: &[&str] = &[
     "sslmode",
@@ -90,12 +103,13 @@ pub(super) fn secret_parts(value: &str) -> Vec<String> {
         }
     };
     let Some((_, rest)) = value.split_once("://") else {
-        // A token; or names and tokens, as in ADMIN_TOKENS.
+        // A token; or names, roles and tokens, as in ADMIN_TOKENS.
         add(value);
         for entry in value.split(',').map(str::trim) {
             add(entry);
             if let Some((name, token)) = entry.split_once(':') {
                 add(token);
+                add(token.split_once(':').map_or("", |(_role, token)| token));
                 add(token.rsplit(':').next().unwrap_or_default());
                 // `token:` instead of `name:token`, by mistake.
                 if token.trim().is_empty() {
@@ -249,6 +263,8 @@ mod tests {
             ("redis://:hunter2@host:99999/", "hunter2"),
             ("hunter2", "hunter2"),
             ("kim:hunter2,lee:other", "hunter2"),
+            ("kim:viewer:hunter2,lee:other", "hunter2"),
+            ("kim:viewer:hun:ter2,lee:other", "hun:ter2"),
             ("redis+sentinel://app:hunter2@one:26379,two:26379/mymaster", "hunter2"),
             ("rediss://app:hunter2@one:7001,two:7001/0", "hunter2"),
             ("redis+sentinel://one:26379,two:26379/mymaster?sentinel_password=hunter2", "hunter2"),

@@ -24,7 +24,7 @@ use axum::{
         HeaderName, HeaderValue,
         header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS},
     },
-    middleware::{from_fn_with_state, map_response},
+    middleware::{from_fn, from_fn_with_state, map_response},
     response::Response,
     routing::{any, get},
 };
@@ -40,6 +40,7 @@ use crate::{
         error::not_found,
         extract::write::Decoding,
         middleware::operator_log::ActionRecorder,
+        roles::enforce,
     },
     model::Millis,
 };
@@ -84,12 +85,15 @@ impl FromRef<Dashboard> for Decoding {
 
 /// Everything under `/ops`. The page and its files are open: they tell nothing.
 pub fn router(dashboard: Dashboard) -> Router {
-    Router::new()
+    let open = Router::new()
         .route("/ops", get(assets::page))
         .route("/ops/", get(assets::page))
         .route("/ops/assets/{file}", get(assets::file))
-        .merge(feed::router().layer(from_fn_with_state(dashboard.sessions.clone(), session_only)))
-        .merge(session::router())
+        .merge(session::router());
+    let sessions = from_fn_with_state(dashboard.sessions.clone(), session_only);
+    Router::new()
+        .merge(open.layer(from_fn(enforce)))
+        .merge(feed::router().layer(from_fn(enforce)).layer(sessions))
         .route("/ops/{*rest}", any(not_found))
         .layer(map_response(with_page_headers))
         .with_state(dashboard)

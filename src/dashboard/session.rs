@@ -18,7 +18,7 @@ use crate::{
     http::{
         auth::{
             operator::Operator,
-            session::{COOKIE_PATHS, SESSION_TTL_SECONDS, Sessions},
+            session::{COOKIE_PATHS, SESSION_TTL_SECONDS, Session, Sessions},
         },
         error::{ApiError, Code},
         extract::{
@@ -28,7 +28,7 @@ use crate::{
         limits::Client,
         request_id::RequestId,
     },
-    model::UserId,
+    model::{Role, UserId},
 };
 
 /// The status of signing in and of signing out.
@@ -78,6 +78,7 @@ async fn sign_in(
 #[serde(rename_all = "camelCase")]
 struct SessionResponse<'a> {
     operator: &'a str,
+    role: Role,
     /// Epoch ms.
     expires_at: i64,
 }
@@ -87,7 +88,8 @@ async fn session(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let session = sessions.session(&headers).ok_or(Code::Unauthorized)?;
-    let shown = SessionResponse { operator: session.operator.name(), expires_at: session.expires_at.0 };
+    let Session { operator, expires_at, .. } = &session;
+    let shown = SessionResponse { operator: operator.name(), role: operator.role(), expires_at: expires_at.0 };
     Ok(([(CACHE_CONTROL, "no-store")], Json(shown)).into_response())
 }
 

@@ -54,6 +54,7 @@ impl OperatorLog {
     pub fn record(&self, action: OperatorAction) {
         tracing::info!(
             operator = action.operator,
+            role = action.role.map(Role::as_str),
             action = action.action,
             target = action.target,
             status = action.status,
@@ -183,10 +184,11 @@ impl OperatorLog {
     fn drop_one(&self, action: &OperatorAction, reason: &str) {
         let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
         metrics::OPERATOR_LOG_DROPPED.inc();
-        let OperatorAction { operator, action, target, detail, status, request_id, .. } = action;
+        let OperatorAction { operator, role, action, target, detail, status, request_id, .. } = action;
         tracing::error!(
             reason,
             operator,
+            role = role.map(Role::as_str),
             action,
             target,
             detail,
@@ -232,6 +234,7 @@ mod tests {
         let action = OperatorAction {
             id: String::new(),
             operator: "kim".to_owned(),
+            role: Some(Role::Admin),
             action: "POST /admin/v1/users".to_owned(),
             target: String::new(),
             detail: String::new(),

@@ -84,6 +84,7 @@ codes! {
     InvalidToken = UNAUTHORIZED "INVALID_TOKEN" "사용자 인증 토큰이 없거나 유효하지 않습니다.";
     InvalidSignature = FORBIDDEN "INVALID_SIGNATURE" "웹훅 서명이 유효하지 않습니다.";
     Forbidden = FORBIDDEN "FORBIDDEN" "다른 사용자를 대신하여 요청할 수 없습니다.";
+    InsufficientRole = FORBIDDEN "INSUFFICIENT_ROLE" "이 작업을 할 수 있는 운영자 역할이 아닙니다.";
     NotFound = NOT_FOUND "NOT_FOUND" "요청한 경로를 찾을 수 없습니다.";
     MethodNotAllowed = METHOD_NOT_ALLOWED "METHOD_NOT_ALLOWED" "지원하지 않는 요청 메서드입니다.";
     RequestTimeout = REQUEST_TIMEOUT "REQUEST_TIMEOUT" "요청 본문이 제한 시간 안에 도착하지 않았습니다.";

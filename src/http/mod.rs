@@ -4,7 +4,8 @@
 //! the status table, the OpenAPI document, the operators' tokens and sessions, the user that a request acts for, limits of all
 //! kinds and the accept loop. The engine decides about goods and money.
 //!
-//! [`router`] has every route and every layer; [`state`] is what handlers share. A request passes [`server`] (sockets),
+//! [`router`] has every route and every layer, [`roles`] the role that each of the operators' routes needs; [`state`] is what
+//! handlers share. A request passes [`server`] (sockets),
 //! [`middleware`] (one layer a file), [`auth`] and [`limits`], the extractors of [`extract`], and ends in a handler of
 //! [`routes`] (the public API) or [`admin`] (the operators' API). [`error`] is the one status table; [`openapi`] is the document.
 
@@ -21,6 +22,7 @@ mod page;
 mod reply;
 pub mod request_class;
 pub mod request_id;
+pub mod roles;
 pub mod router;
 pub mod routes;
 pub mod server;

@@ -1,6 +1,6 @@
 //! The operator log.
 
-use super::Millis;
+use super::{Millis, Role};
 
 /// An action of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +9,9 @@ pub struct OperatorAction {
     pub id: String,
     /// The operator's name.
     pub operator: String,
+    /// The operator's role at that time; `None` for an action of the service or the command line, and in entries of earlier
+    /// versions.
+    pub role: Option<Role>,
     /// Method and route.
     pub action: String,
     /// The resource, as `name=id`; empty if there is none.

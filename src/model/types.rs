@@ -149,6 +149,22 @@ text_enums! {
         /// Extension: 30 days.
         Monthly = "MONTHLY",
     }
+    /// Extension: what an operator may do. Each role includes the ones before it.
+    Role {
+        /// Reads.
+        Viewer = "viewer",
+        /// Runs sales: products and coupons.
+        Operator = "operator",
+        /// Money, users, webhooks and recovery.
+        Admin = "admin",
+    }
+}
+
+impl Role {
+    /// Whether this role may do what `needed` may.
+    pub const fn includes(self, needed: Role) -> bool {
+        self as u8 >= needed as u8
+    }
 }
 
 impl RankingScope {

@@ -60,6 +60,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (23, "coupon conditions", include_str!("../../migrations/0023_coupon_conditions.sql")),
     (24, "refunds", include_str!("../../migrations/0024_refunds.sql")),
     (25, "sales on the dashboard", include_str!("../../migrations/0025_sales_on_dashboard.sql")),
+    (28, "operator roles", include_str!("../../migrations/0028_operator_roles.sql")),
 ];
 
 /// Checks the server, and creates the pool.

@@ -11,14 +11,16 @@ use crate::model::{Error, Millis, OperatorAction, OperatorLogFilter, Page};
 /// # Errors
 /// PostgreSQL is unavailable, or refuses the text of an action (see [`super::is_data_fault`]).
 pub async fn write(db: &Connection, actions: &[OperatorAction]) -> Result<(), DbErr> {
+    let roles: Vec<Option<String>> = actions.iter().map(|action| Some(action.role?.as_str().to_owned())).collect();
     let texts = |text: fn(&OperatorAction) -> &str| {
         actions.iter().map(|action| text(action).to_owned()).collect::<Vec<String>>()
     };
     sqlx::query(
-        "INSERT INTO operator_log (id, operator, action, target, detail, status, request_id, at)
-         SELECT id::uuid, operator, action, target, detail, status, request_id, to_timestamp(at / 1000.0)
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[])
-             AS new (id, operator, action, target, detail, status, request_id, at)
+        "INSERT INTO operator_log (id, operator, action, target, detail, status, request_id, at, role)
+         SELECT id::uuid, operator, action, target, detail, status, request_id, to_timestamp(at / 1000.0), role
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::text[], $8::bigint[],
+                     $9::text[])
+             AS new (id, operator, action, target, detail, status, request_id, at, role)
          ON CONFLICT DO NOTHING",
     )
     .bind(texts(|action| &action.id))
@@ -29,6 +31,7 @@ pub async fn write(db: &Connection, actions: &[OperatorAction]) -> Result<(), Db
     .bind(actions.iter().map(|action| i32::from(action.status)).collect::<Vec<i32>>())
     .bind(texts(|action| &action.request_id))
     .bind(actions.iter().map(|action| action.at.0).collect::<Vec<i64>>())
+    .bind(roles)
     .execute(db.get_postgres_connection_pool())
     .await
     .map(drop)
@@ -47,9 +50,10 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Page<Op
         .fetch_one(pool)
         .await
         .map_err(translate_sqlx)?;
-    type LogRow = (String, String, String, String, String, i32, String, i64);
+    type LogRow = (String, String, String, String, String, i32, String, i64, Option<String>);
     let rows: Vec<LogRow> = sqlx::query_as(
-        "SELECT id::text, operator, action, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint
+        "SELECT id::text, operator, action, target, detail, status, request_id, (extract(epoch FROM at) * 1000)::bigint,
+                role
          FROM operator_log WHERE $1::text IS NULL OR operator = $1
          ORDER BY operator_log.at DESC, operator_log.id DESC OFFSET $2 LIMIT $3",
     )
@@ -59,9 +63,11 @@ pub async fn page(db: &Connection, filter: &OperatorLogFilter) -> Result<Page<Op
     .fetch_all(pool)
     .await
     .map_err(translate_sqlx)?;
-    let action = |(id, operator, action, target, detail, status, request_id, at): LogRow| OperatorAction {
+    let action = |(id, operator, action, target, detail, status, request_id, at, role): LogRow| OperatorAction {
         id,
         operator,
+        // `None` also for a role that a later version knows.
+        role: role.and_then(|role| role.parse().ok()),
         action,
         target,
         detail,

@@ -312,6 +312,7 @@ fn action(recovery: &Recovery, at: Millis) -> OperatorAction {
     OperatorAction {
         id: Uuid::now_v7().to_string(),
         operator: operator.to_owned(),
+        role: None,
         action: action.to_owned(),
         target: format!("partition={}", recovery.partition.0),
         detail: detail.to_string(),

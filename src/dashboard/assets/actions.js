@@ -83,7 +83,7 @@ function deadLetters() {
 }
 
 function letter({ partition, streamId, seq, reason, fields, recordedAt }, reload) {
-    const button = h('button', { class: 'action', type: 'button', text: t('dead.retry') });
+    const button = h('button', { class: 'action', type: 'button', 'data-needs': 'admin', text: t('dead.retry') });
     button.addEventListener('click', async () => {
         const go = await confirm({ title: t('dead.retry'), text: t('dead.retry.ask'), yes: t('dead.retry'), danger: false });
         if (!go) return;
@@ -126,7 +126,7 @@ function stuckPayment(payment, reload) {
         h('header', {},
             h('b', { text: t('stuck.order', { id }) }),
             h('span', { class: 'sub', text: t('stuck.since', { at: readIso(since) }) }),
-            open ? h('button', { class: 'action', type: 'button', 'aria-label': t('stuck.resolveOf', { id }), text: t('stuck.resolve'), onclick: () => resolvePayment(payment, reload) }) : null),
+            open ? h('button', { class: 'action', type: 'button', 'data-needs': 'admin', 'aria-label': t('stuck.resolveOf', { id }), text: t('stuck.resolve'), onclick: () => resolvePayment(payment, reload) }) : null),
         h('p', { text: [t(`stuck.state.${state}`), paymentType, won(amount), t('stuck.user', { id: userId })].join(' · ') }),
         h('p', { class: 'sub', text: t('stuck.said', { n: askCount, said: lastAnswer ?? '–' }) }),
         h('p', { class: 'sub', text: t('stuck.receipt', { receipt }) }));
@@ -170,7 +170,7 @@ function withheld() {
             list.replaceWith(h('p', { class: 'error', text: errorText(error) }));
             return;
         }
-        const go = h('button', { class: 'primary danger', type: 'button', text: t('action.release') });
+        const go = h('button', { class: 'primary danger', type: 'button', 'data-needs': 'admin', text: t('action.release') });
         go.addEventListener('click', () => {
             confirmAndRun({ title: t('action.release'), text: t('action.release.ask'), yes: t('action.release') }, async () => {
                 await write('POST', '/withheld/release', {});

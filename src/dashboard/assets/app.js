@@ -259,12 +259,16 @@ addEventListener('pagehide', () => operator !== null && history.save());
 // --- the session --------------------------------------------------------------------------------------
 
 function updateOperator() {
-    updateText(byId('operator'), operator ?? '');
-    updateAttribute(byId('operator'), 'title', operator === null ? null : t('signedInAs', { name: operator }));
+    const [name, role] = operator === null ? ['', ''] : [operator.name, t(`role.${operator.role}`)];
+    updateText(byId('operator-name'), name);
+    updateText(byId('operator-role'), role);
+    updateAttribute(byId('operator'), 'title', operator === null ? null : t('signedInAs', { name, role }));
+    // Buttons that need another role are hidden: app.css. The service decides.
+    updateAttribute(body, 'data-role', operator === null ? null : operator.role);
 }
 
 function signedIn(current) {
-    operator = current.operator;
+    operator = { name: current.operator, role: current.role };
     updateOperator();
     body.classList.remove('signed-out');
     restyleCharts();

@@ -12,7 +12,10 @@ const ko = {
     'signIn.slow': '로그인 시도가 너무 많습니다. 잠시 후 다시 시도해 주세요.',
     'signIn.failed': '서비스에 연결할 수 없습니다. 잠시 후 다시 시도해 주세요.',
     'signOut': '로그아웃',
-    'signedInAs': '{name} 님으로 로그인됨',
+    'signedInAs': '{name} 님으로 로그인됨 ({role})',
+    'role.viewer': '조회',
+    'role.operator': '판매',
+    'role.admin': '관리자',
 
     'theme': '테마',
     'theme.auto': '자동',
@@ -583,6 +586,7 @@ const ko = {
 
     'error.network': '서비스에 닿지 못했습니다. 처리되었는지 알 수 없으니, 같은 내용으로 다시 눌러도 안전합니다.',
     'error.UNAUTHORIZED': '운영자 인증이 필요합니다.',
+    'error.INSUFFICIENT_ROLE': '이 작업을 할 수 있는 운영자 역할이 아닙니다.',
     'error.INVALID_REQUEST': '요청 데이터가 유효하지 않습니다.',
     'error.COUPON_NOT_FOUND': '해당 쿠폰을 찾을 수 없습니다.',
     'error.PRODUCT_NOT_FOUND': '해당 상품을 찾을 수 없습니다.',
@@ -624,6 +628,7 @@ const ko = {
     'refusal.UNAUTHORIZED': '인증 안 됨',
     'refusal.NOT_FOUND': '없는 경로',
     'refusal.FORBIDDEN': '권한 없음',
+    'refusal.INSUFFICIENT_ROLE': '역할 부족',
     'refusal.INVALID_TOKEN': '잘못된 토큰',
 };
 
@@ -638,7 +643,10 @@ const en = {
     'signIn.slow': 'Too many attempts. Try again in a moment.',
     'signIn.failed': 'The service can’t be reached. Try again in a moment.',
     'signOut': 'Sign out',
-    'signedInAs': 'Signed in as {name}',
+    'signedInAs': 'Signed in as {name} ({role})',
+    'role.viewer': 'viewer',
+    'role.operator': 'operator',
+    'role.admin': 'admin',
 
     'theme': 'Theme',
     'theme.auto': 'Auto',
@@ -1209,6 +1217,7 @@ const en = {
 
     'error.network': 'The service could not be reached. Whether it was done is unknown; it is safe to try the same again.',
     'error.UNAUTHORIZED': 'This takes an operator.',
+    'error.INSUFFICIENT_ROLE': 'Your role may not do that.',
     'error.INVALID_REQUEST': 'The service does not accept these values.',
     'error.COUPON_NOT_FOUND': 'There is no such campaign.',
     'error.PRODUCT_NOT_FOUND': 'There is no such product.',
@@ -1250,6 +1259,7 @@ const en = {
     'refusal.UNAUTHORIZED': 'not signed in',
     'refusal.NOT_FOUND': 'no such path',
     'refusal.FORBIDDEN': 'not allowed',
+    'refusal.INSUFFICIENT_ROLE': 'another role needed',
     'refusal.INVALID_TOKEN': 'token not valid',
 };
 

@@ -32,12 +32,12 @@ export function openOperatorLog() {
     });
 }
 
-function row({ operator, action, target, detail, status, at, requestId }) {
+function row({ operator, role, action, target, detail, status, at, requestId }) {
     const more = [target, typeof detail === 'string' ? detail : JSON.stringify(detail)].filter(Boolean).join(' · ');
     const failed = status >= 400;
     return h('tr', { title: requestId ? `${t('operatorLog.request')}: ${requestId}` : null },
         h('td', { class: 'when', text: readIso(at) }),
-        h('td', { text: operator }),
+        h('td', {}, operator, role ? h('span', { class: 'sub', text: ` ${t(`role.${role}`)}` }) : null),
         h('td', { text: action }),
         h('td', { class: failed ? 'alarm' : null, text: String(status) }),
         h('td', { class: 'detail', text: more }));

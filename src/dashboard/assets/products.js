@@ -60,7 +60,7 @@ export function allProducts() {
                         h('td', { text: it.category }),
                         h('td', { class: 'number', text: won(it.price) }),
                         h('td', { class: 'number', text: number(it.stockQuantity) }),
-                        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'aria-label': t('stock.restockOf', { name: it.productName }), text: t('stock.restock'), onclick: () => editProduct(it, reload) }))))))));
+                        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'data-needs': 'operator', 'aria-label': t('stock.restockOf', { name: it.productName }), text: t('stock.restock'), onclick: () => editProduct(it, reload) }))))))));
         });
     });
 }
@@ -192,7 +192,7 @@ function usersOf(box, id) {
 export function openProduct(id) {
     const dialog = openSheet(t('product.title', { id }), (body, sheet) => {
         const [state, facts, units, users] = [h('span', { class: 'head' }), h('dl', { class: 'timeline-facts' }), h('div', { 'data-part': 'units' }), h('section', {})];
-        const edit = h('button', { class: 'action', type: 'button', text: t('product.edit'), onclick: () => current && editProduct(current, () => { reload(); list.reload(); }) });
+        const edit = h('button', { class: 'action', type: 'button', 'data-needs': 'operator', text: t('product.edit'), onclick: () => current && editProduct(current, () => { reload(); list.reload(); }) });
         const failure = h('p', { class: 'error' });
         body.append(h('div', { class: 'product-head' }, state, edit), failure, facts, h('h3', { text: t('product.units') }), units, h('h3', { text: t('product.users') }), users);
         const list = usersOf(users, id);

@@ -6,7 +6,7 @@ import { counted, moment, number, rate, share, t, won, wonShort } from './i18n.j
 import { history, line } from './charts.js';
 
 /// The button of an action in a row: actions.js listens to `data-action` and `data-id`.
-const actionButton = (name, id, key) => h('button', { class: 'action', type: 'button', 'data-action': name, 'data-id': id, 'data-t': key, text: t(key) });
+const actionButton = (name, id, key) => h('button', { class: 'action', type: 'button', 'data-needs': 'operator', 'data-action': name, 'data-id': id, 'data-t': key, text: t(key) });
 
 // --- campaigns --------------------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ function productRow(it) {
         h('td', { class: 'number', 'data-part': 'onSale' }),
         h('td', { class: 'number', 'data-part': 'held' }),
         h('td', { class: 'number', 'data-part': 'sold' }),
-        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'data-action': 'stock', 'data-id': it.productId, 'data-part': 'action' }, icon('plus'), h('span', { 'data-t': 'stock.restock', text: t('stock.restock') }))));
+        h('td', { class: 'control' }, h('button', { class: 'action', type: 'button', 'data-needs': 'operator', 'data-action': 'stock', 'data-id': it.productId, 'data-part': 'action' }, icon('plus'), h('span', { 'data-t': 'stock.restock', text: t('stock.restock') }))));
 }
 
 function product(row, it) {

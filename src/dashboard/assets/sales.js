@@ -195,7 +195,7 @@ export function openSales(now) {
                 h('div', { class: 'tabs', role: 'group', 'aria-label': t('sales.range') }, ...choices),
                 h('div', { class: 'steps' }, button('sales.earlier', () => move(-1), '‹'), button('sales.today', () => choose(range)), button('sales.later', () => move(1), '›')),
                 title,
-                h('button', { class: 'primary', type: 'button', 'data-part': 'plan', onclick: () => openPlanForm(now, reload) }, icon('plus'), h('span', { text: t('plan') }))),
+                h('button', { class: 'primary', type: 'button', 'data-needs': 'operator', 'data-part': 'plan', onclick: () => openPlanForm(now, reload) }, icon('plus'), h('span', { text: t('plan') }))),
             failure, missing, chart);
 
         const axisRange = () => ({ begin: midnight(day), end: midnight(plusDays(day, RANGES[range].days)), now: now() });

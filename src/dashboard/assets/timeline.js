@@ -80,7 +80,7 @@ function render(timeline, title, reload) {
     const order = timeline.order;
     return [
         h('header', { class: 'timeline-head' }, h('h3', { text: title }),
-            order && isRefundable(order) ? h('button', { class: 'action', type: 'button', 'data-part': 'refund', text: t('refund.submit'), onclick: () => openRefund(order, reload) }) : null),
+            order && isRefundable(order) ? h('button', { class: 'action', type: 'button', 'data-needs': 'admin', 'data-part': 'refund', text: t('refund.submit'), onclick: () => openRefund(order, reload) }) : null),
         ...(events.length === 0 ? [] : [
             h('h4', { text: t('timeline.events') }),
             h('ol', { class: 'timeline' }, ...events.map(({ at, text, more }) => h('li', {}, h('time', { text: readIso(at) }), h('span', { text }), h('span', { class: 'sub', text: more })))),

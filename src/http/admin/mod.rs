@@ -18,7 +18,12 @@ mod withheld;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::FromRef, middleware::from_fn_with_state, routing::any};
+use axum::{
+    Router,
+    extract::FromRef,
+    middleware::{from_fn, from_fn_with_state},
+    routing::any,
+};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -31,6 +36,7 @@ use super::{
         operator_log::{ActionRecorder, recorded},
         unknown_fields::{Parameters, known_parameters_only},
     },
+    roles::enforce,
     state::AppState,
 };
 use crate::{audit::Auditor, projector::Projector};
@@ -88,12 +94,13 @@ pub fn routes() -> OpenApiRouter<AdminState> {
         .merge(timeline::router())
 }
 
-/// The routes, open to operators alone. Every change is recorded.
+/// The routes, open to operators of the [roles](super::roles) that they need. Every change is recorded, also one that is refused.
 pub fn router(state: AdminState, sessions: Arc<Sessions>) -> Router {
     let (routes, document) = routes().split_for_parts();
     let known = Arc::new(Parameters::of(&document));
     routes
         .layer(from_fn_with_state(known, known_parameters_only))
+        .layer(from_fn(enforce))
         .layer(from_fn_with_state(state.recorder.clone(), recorded))
         .route("/admin", any(not_found))
         .route("/admin/", any(not_found))

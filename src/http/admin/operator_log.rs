@@ -1,5 +1,7 @@
 //! The operator log.
 
+use std::str::FromStr;
+
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
@@ -9,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::AdminState;
 use crate::{
     http::{
-        auth::operator::Operator,
+        auth::operator::is_operator_name,
         extract::{
             fields::text_field,
             params::{Params, QueryParams},
@@ -18,7 +20,7 @@ use crate::{
         page::{Listed, PageParams, PageResponse},
         reply::Found,
     },
-    model::{OperatorAction, OperatorLogFilter, UserId},
+    model::{OperatorAction, OperatorLogFilter, Role, UserId},
 };
 
 /// The documented routes.
@@ -26,7 +28,19 @@ pub fn router() -> OpenApiRouter<AdminState> {
     OpenApiRouter::new().routes(routes!(operator_log))
 }
 
-text_field! { Operator, "^[a-z0-9._-]{1,32}$" }
+/// The name of an operator, as the log has it.
+#[derive(Debug)]
+struct OperatorName(String);
+
+impl FromStr for OperatorName {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        if is_operator_name(name) { Ok(OperatorName(name.to_owned())) } else { Err(()) }
+    }
+}
+
+text_field! { OperatorName, r"^([a-z0-9._-]{1,32}|oidc:[^\u0000-\u001F\u007F-\u009F]{1,255})$" }
 
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +48,7 @@ text_field! { Operator, "^[a-z0-9._-]{1,32}$" }
 struct OperatorLogParams {
     /// 운영자 이름
     #[param(inline)]
-    operator: Option<Operator>,
+    operator: Option<OperatorName>,
 }
 
 impl QueryParams for OperatorLogParams {
@@ -49,6 +63,8 @@ impl QueryParams for OperatorLogParams {
 struct OperatorActionResponse {
     /// 운영자 이름
     operator: String,
+    /// 작업할 때의 역할: 서비스나 명령줄의 작업이면 null
+    role: Option<Role>,
     /// 작업: 메서드와 경로
     #[schema(example = "PATCH /admin/v1/coupons/{couponId}")]
     action: String,
@@ -71,6 +87,7 @@ impl OperatorActionResponse {
     fn new(action: OperatorAction, zone: Tz) -> Self {
         OperatorActionResponse {
             operator: action.operator,
+            role: action.role,
             action: action.action,
             target: action.target,
             detail: action.detail,
@@ -111,7 +128,7 @@ async fn operator_log(
 ) -> Found<OperatorLogResponse> {
     let OperatorLogParams { operator } = params.valid()?;
     let PageParams { page, size } = page.valid()?;
-    let operator = operator.map(|operator| operator.name().to_owned());
+    let operator = operator.map(|OperatorName(name)| name);
     let filter = OperatorLogFilter { operator, page: page.get(), size: size.get() };
     let actions = app.engine.operator_log(&recorder.log, &filter).await?;
     let zone = app.engine.zone();

@@ -1,10 +1,10 @@
-//! Operators and their tokens.
+//! Operators, their roles and their tokens.
 //!
 //! A request authenticates an operator by a token (`Authorization: Bearer …`), or by a [session](super::session) together with the
 //! header [`CSRF_HEADER`](crate::http::headers::CSRF_HEADER). Its extensions have the [`Operator`], for the access log and the
 //! operator log.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use anyhow::{bail, ensure};
 use axum::http::{HeaderMap, header::AUTHORIZATION};
@@ -12,7 +12,10 @@ use ring::hmac;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::config::{OperatorsConfig, Secret};
+use crate::{
+    config::{OperatorsConfig, Secret},
+    model::Role,
+};
 
 /// The operator of `ADMIN_TOKEN`.
 const ADMIN: &str = "admin";
@@ -21,22 +24,35 @@ const MIN_TOKEN_LEN: usize = 16;
 /// Each request's token is compared with those of all operators.
 const MAX_OPERATORS: usize = 1000;
 
-/// The name of an operator: 1–32 characters `[a-z0-9._-]`. In the extensions of an operator's request and of its reply.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Operator(Arc<str>);
+/// What the names of operators with a company's account begin with; no token's operator has such a name.
+pub const PROVIDER_PREFIX: &str = "oidc:";
 
-impl Operator {
-    /// The name.
-    pub fn name(&self) -> &str {
-        &self.0
-    }
+/// An operator: a name, 1–32 characters `[a-z0-9._-]` or the name of a company's account after [`PROVIDER_PREFIX`], and a role. In the extensions of an operator's request and of its reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operator {
+    name: Arc<str>,
+    role: Role,
 }
 
-impl FromStr for Operator {
-    type Err = ();
+impl Operator {
+    /// The operator of this name and role.
+    pub fn named(name: &str, role: Role) -> Self {
+        Operator { name: name.into(), role }
+    }
 
-    fn from_str(name: &str) -> Result<Self, ()> {
-        if is_name(name) { Ok(Operator(name.into())) } else { Err(()) }
+    /// The operator with this company's account.
+    pub fn of_provider(name: &str, role: Role) -> Self {
+        Operator::named(&format!("{PROVIDER_PREFIX}{name}"), role)
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The role.
+    pub fn role(&self) -> Role {
+        self.role
     }
 }
 
@@ -94,22 +110,23 @@ impl Operators {
     pub fn new(config: &OperatorsConfig) -> anyhow::Result<Self> {
         let mut all = Vec::new();
         if let Some(token) = Token::given("ADMIN_TOKEN", config.admin_token.as_ref())? {
-            all.push(Credential { operator: Operator(ADMIN.into()), token });
+            all.push(Credential { operator: Operator::named(ADMIN, Role::Admin), token });
         }
         let named = config.admin_tokens.as_ref().map_or("", |named| named.expose());
         for (n, entry) in named.split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
-            let Some((name, token)) = entry.split_once(':') else {
-                bail!("ADMIN_TOKENS: entry {} is not name:token", n + 1);
+            let Some((name, rest)) = entry.split_once(':') else {
+                bail!("ADMIN_TOKENS: entry {} is neither name:token nor name:role:token", n + 1);
             };
             ensure!(is_name(name), "ADMIN_TOKENS: the name of entry {} is not 1 to 32 characters a-z 0-9 . _ -", n + 1);
+            let (role, token) = role_and_token(name, rest)?;
             checked(&format!("ADMIN_TOKENS: the token of {name}"), token)?;
-            all.push(Credential { operator: Operator(name.into()), token: Token::new(token.as_bytes()) });
+            all.push(Credential { operator: Operator::named(name, role), token: Token::new(token.as_bytes()) });
         }
         ensure!(all.len() <= MAX_OPERATORS, "ADMIN_TOKENS: more than {MAX_OPERATORS} operators");
         for (n, one) in all.iter().enumerate() {
             let name = one.operator.name();
             let others = &all[..n];
-            ensure!(others.iter().all(|other| other.operator != one.operator), "ADMIN_TOKENS: {name} is named twice");
+            ensure!(others.iter().all(|other| other.operator.name() != name), "ADMIN_TOKENS: {name} is named twice");
             // The operator log could not tell them apart.
             ensure!(
                 others.iter().all(|other| !other.token.same(&one.token)),
@@ -147,11 +164,34 @@ impl fmt::Debug for Operators {
     }
 }
 
+/// The role and the token of `token` or `role:token`. A token alone is an admin's, and may have colons, as before there were
+/// roles. A word before the colon is a role: a mistyped one must not make an admin.
+fn role_and_token<'a>(name: &str, rest: &'a str) -> anyhow::Result<(Role, &'a str)> {
+    let Some((word, token)) = rest.split_once(':') else { return Ok((Role::Admin, rest)) };
+    if let Ok(role) = word.parse() {
+        return Ok((role, token));
+    }
+    ensure!(
+        word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_alphabetic()),
+        "ADMIN_TOKENS: the role of {name} is not viewer, operator or admin (a token that begins with letters and a colon is \
+         written as name:admin:token)"
+    );
+    Ok((Role::Admin, rest))
+}
+
 /// Refuses a token that could be guessed. `what` names the setting in the message.
 fn checked(what: &str, token: &str) -> anyhow::Result<()> {
     let strong = token.len() >= MIN_TOKEN_LEN && token.bytes().all(|byte| byte.is_ascii_graphic());
     ensure!(strong, "{what} is not {MIN_TOKEN_LEN} or more printable characters: make one with `openssl rand -hex 32`");
     Ok(())
+}
+
+/// Whether an operator may have this name.
+pub fn is_operator_name(name: &str) -> bool {
+    let account = name.strip_prefix(PROVIDER_PREFIX);
+    let is_account =
+        |account: &str| (1..=255).contains(&account.chars().count()) && !account.chars().any(char::is_control);
+    is_name(name) || account.is_some_and(is_account)
 }
 
 fn is_name(name: &str) -> bool {
@@ -177,7 +217,7 @@ mod tests {
         Operators::new(&OperatorsConfig {
             admin_token: admin.map(Secret::new),
             admin_tokens: named.map(Secret::new),
-            ops_cookie_secure: false,
+            ..OperatorsConfig::default()
         })
     }
 
@@ -221,6 +261,25 @@ mod tests {
     }
 
     #[test]
+    fn operator_has_role_of_its_entry() {
+        let named = "kim:viewer:0123456789abcdef,lee:operator:1123456789abcdef,park:admin:2123:456789abcdef,choi:3123456789abcdef,\
+                     oh:4:viewer:0123456789";
+        let operators = operators(Some(RIGHT), Some(named)).unwrap();
+        for (token, name, role) in [
+            (RIGHT, "admin", Role::Admin),
+            ("0123456789abcdef", "kim", Role::Viewer),
+            ("1123456789abcdef", "lee", Role::Operator),
+            ("2123:456789abcdef", "park", Role::Admin),
+            ("3123456789abcdef", "choi", Role::Admin),
+            ("4:viewer:0123456789", "oh", Role::Admin),
+        ] {
+            let operator = &operators.with_token(token.as_bytes()).unwrap().operator;
+            assert_eq!((operator.name(), operator.role()), (name, role));
+        }
+        assert!(operators.with_token(b"viewer:0123456789abcdef").is_none());
+    }
+
+    #[test]
     fn operator_refused_when_no_token_configured() {
         for none in [operators(None, None), operators(Some(""), Some("")), operators(Some(" "), Some(" , "))] {
             let none = none.unwrap();
@@ -245,6 +304,11 @@ mod tests {
             "kim:secret-0123456789,lee:secret-0123456789",
             "admin:secret-0123456789",
             "kim:secret-of-the-admin",
+            "kim:viewer:secret-too",
+            "kim:veiwer:secret-0123456789",
+            "kim:Admin:secret-0123456789",
+            "kim:viewer:secret-0123456789,kim:admin:secret-9876543210",
+            "kim:viewer:secret-0123456789,lee:secret-0123456789",
             &long,
         ] {
             let refused = operators(Some("secret-of-the-admin"), Some(wrong)).unwrap_err().to_string();

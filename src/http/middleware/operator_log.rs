@@ -55,6 +55,7 @@ impl ActionRecorder {
         self.log.record(OperatorAction {
             id: new_id(),
             operator: operator.name().to_owned(),
+            role: Some(operator.role()),
             action: action.to_owned(),
             target: String::new(),
             detail: String::new(),
@@ -92,6 +93,7 @@ async fn unfinished(operator: &Operator, parts: &mut Parts) -> OperatorAction {
     OperatorAction {
         id: new_id(),
         operator: operator.name().to_owned(),
+        role: Some(operator.role()),
         action,
         target: target.join(" "),
         detail: String::new(),

@@ -19,9 +19,11 @@ use crate::{
         auth::{session, user},
         error::Code,
         headers::{CSRF_HEADER, X_UNKNOWN_FIELDS},
+        roles,
     },
     model::{
-        CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, SaleStatus, TransactionType,
+        CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, Role, SaleStatus,
+        TransactionType,
     },
 };
 
@@ -93,9 +95,10 @@ fn error_schema(tokens: bool) -> RefOr<Schema> {
 /// The document as served: completes what the handlers describe. `tokens`: users need one.
 pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
     for (path, item) in &mut document.paths.paths {
-        for operation in operations(item) {
+        for (method, operation) in operations(item) {
             fields::merge_defaults(operation);
-            complete_operation(path, operation, tokens && user::needs_user(path));
+            let role = roles::needed(method, path).flatten();
+            complete_operation(path, operation, role, tokens && user::needs_user(path));
         }
     }
     if let Some(components) = &mut document.components {
@@ -115,6 +118,7 @@ pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
             words("DiscountType", "할인 유형", DiscountType::ALL),
             words("TransactionType", "잔액 변동 유형", TransactionType::ALL),
             words("RankingScope", "랭킹 범위", RankingScope::ALL),
+            words("Role", "운영자 역할: 조회(viewer), 판매(operator), 전체(admin)", Role::ALL),
         ]);
     }
     let mut document = serde_json::to_value(document).unwrap_or_default();
@@ -243,11 +247,15 @@ pub fn order_status() -> Object {
     ObjectBuilder::new().schema_type(Type::String).description(Some("주문 상태")).enum_values(Some(words)).build()
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten()
+/// The operations of a path, each with its method.
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
+    let PathItem { get, put, post, patch, delete, .. } = item;
+    let all = [("GET", get), ("PUT", put), ("POST", post), ("PATCH", patch), ("DELETE", delete)];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
-fn complete_operation(path: &str, operation: &mut Operation, needs_user: bool) {
+/// `role`: the one that an operator needs.
+fn complete_operation(path: &str, operation: &mut Operation, role: Option<Role>, needs_user: bool) {
     let operators = path.starts_with("/admin/");
     let writes = operation.request_body.is_some();
     let mut common: Vec<(&str, &[Code])> = Vec::new();
@@ -280,9 +288,18 @@ fn complete_operation(path: &str, operation: &mut Operation, needs_user: bool) {
         // Any request may have an unknown parameter.
         common.push(("잘못된 요청", &[Code::InvalidRequest]));
         common.push(("운영자 인증 실패", &[Code::Unauthorized]));
+        match role {
+            Some(Role::Viewer) => {}
+            Some(Role::Operator) => {
+                common.push(("권한 부족 (operator 또는 admin 역할 필요)", &[Code::InsufficientRole]))
+            }
+            Some(Role::Admin) | None => common.push(("권한 부족 (admin 역할 필요)", &[Code::InsufficientRole])),
+        }
+        // The requirement of a scheme without scopes may name roles.
+        let roles = || role.map(Role::as_str);
         let none: [&str; 0] = [];
-        let session = SecurityRequirement::new(SESSION, none).add(CSRF, none);
-        operation.security = Some(vec![SecurityRequirement::new(BEARER, none), session]);
+        let session = SecurityRequirement::new(SESSION, roles()).add(CSRF, none);
+        operation.security = Some(vec![SecurityRequirement::new(BEARER, roles()), session]);
     }
     if needs_user {
         common.push(("사용자 인증 실패", &[Code::InvalidToken]));

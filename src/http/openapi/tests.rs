@@ -9,7 +9,10 @@ use super::{
     document::{GROUPS, LATIN_TAGS, USER, complete, for_clients, references},
     page::{DOCUMENT_PATH, asset},
 };
-use crate::http::{auth::user, error::Code, router};
+use crate::{
+    http::{auth::user, error::Code, roles, router},
+    model::Role,
+};
 
 fn document() -> Value {
     documented(false)
@@ -165,6 +168,8 @@ fn document_has_common_errors_of_every_operation() {
         }
         assert_eq!(path.starts_with("/admin/"), has("401"), "{method} {path}");
         assert_eq!(path.starts_with("/admin/"), operation.get("security").is_some(), "{method} {path}");
+        let role = roles::needed(&method.to_ascii_uppercase(), path).flatten();
+        assert_eq!(role.is_some_and(|role| !Role::Viewer.includes(role)), has("403"), "{method} {path}");
         let writes = method != "get";
         assert_eq!(writes, ["408", "409", "413", "415", "422"].into_iter().all(has), "{method} {path}");
         let keyed = operation["parameters"].to_string().contains("Idempotency-Key");

@@ -5,6 +5,7 @@ pub mod dashboard_feed;
 mod dashboard_instances;
 mod metrics;
 mod operator_log;
+mod roles;
 mod runbook;
 mod sessions;
 mod telemetry;

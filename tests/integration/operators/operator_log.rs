@@ -63,7 +63,8 @@ async fn operator_actions_recorded_and_nothing_else() {
     let expected: Vec<_> =
         expected.iter().map(|(who, action, on, status)| (*who, *action, on.as_str(), *status)).collect();
     assert_eq!(all.iter().map(summary).collect::<Vec<_>>(), expected);
-    fields(&all[0], "operator action target detail status at requestId");
+    fields(&all[0], "operator role action target detail status at requestId");
+    assert!(all.iter().all(|action| action["role"] == "admin"));
     assert_eq!(all[0]["at"], now(&test));
     assert_eq!(all[1]["requestId"], "of-kim");
     let detail: Value = serde_json::from_str(all[1]["detail"].as_str().unwrap()).unwrap();

@@ -74,7 +74,7 @@ async fn session_admits_requests_until_sign_out() {
     assert_eq!(paths.collect::<Vec<_>>(), ["/ops", "/admin"]);
     let cookie = cookie(&signed_in);
     let shown = session(&test, &cookie).await.ok();
-    assert_eq!(shown, json!({"operator": "kim", "expiresAt": test.clock.now().0 + 28_800_000}));
+    assert_eq!(shown, json!({"operator": "kim", "role": "admin", "expiresAt": test.clock.now().0 + 28_800_000}));
 
     // A form on another site sends the cookie but no custom header, so the cookie alone is refused.
     let new = json!({"productName": "x", "price": 1, "stockQuantity": 1, "category": "TOP"});

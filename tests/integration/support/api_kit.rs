@@ -37,6 +37,7 @@ const CODES: &[(&str, u16, &str)] = &[
     ("UNAUTHORIZED", 401, ""),
     ("INVALID_TOKEN", 401, ""),
     ("FORBIDDEN", 403, ""),
+    ("INSUFFICIENT_ROLE", 403, ""),
     ("TOO_MANY_REQUESTS", 429, ""),
     ("SERVICE_UNAVAILABLE", 503, ""),
     ("IDEMPOTENCY_KEY_REUSED", 422, ""),

@@ -203,7 +203,9 @@ fn fits(pattern: &str, text: &str) -> bool {
                 && (1..=9).contains(&fraction.len())
                 && fraction.bytes().all(|byte| byte.is_ascii_digit())
         }
-        "^[a-z0-9._-]{1,32}$" => text.parse::<firstcome::http::auth::operator::Operator>().is_ok(),
+        r"^([a-z0-9._-]{1,32}|oidc:[^\u0000-\u001F\u007F-\u009F]{1,255})$" => {
+            firstcome::http::auth::operator::is_operator_name(text)
+        }
         "^[0-9]{1,20}-[0-9]{1,20}$" => text.split_once('-').is_some_and(|(ms, no)| {
             [ms, no].iter().all(|part| (1..=20).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit()))
         }),
