@@ -127,7 +127,7 @@ async fn operation_refused_without_role_and_changes_nothing() {
     for (needed, method, route) in rows().filter(|(.., route)| route.starts_with("/admin")) {
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             if role.includes(needed) {
-                let path = route.replace('{', "").replace('}', "");
+                let path = route.replace(['{', '}'], "");
                 let body = json!({});
                 let body = Some(&body).filter(|_| method != "GET");
                 let status = send(&test, method, &path, body, token_of(role)).await.status.as_u16();
