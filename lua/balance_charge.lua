@@ -10,7 +10,7 @@
 --      then of each request: fingerprint or '', request id, user id, amount (won)
 -- Returns of each request, packed, {'CHARGED', epoch, seq, user name, balance}
 --      or {'REPLAYED', ...that} | KEY_REUSED | IN_PROGRESS
---      or USER_NOT_FOUND | LIMIT_EXCEEDED
+--      or USER_NOT_FOUND | LIMIT_EXCEEDED (A record has no name, since its user may be forgotten: a repeat gets the current one.)
 --      of the whole batch PARTITION_CLOSED
 -- Emits balance_charged for each
 --@include lists
@@ -21,6 +21,14 @@ local meta, outbox = KEYS[1], KEYS[2]
 local now, ttl, limit = current_time(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local n = (#KEYS - 2) / 2
 
+-- The reply of a record, with the user's name.
+local function named(reply, user)
+  local parts = parts_of(reply)
+  if parts[2] ~= 'CHARGED' or parts[5] ~= '' then return reply end
+  parts[5] = redis.call('HGET', user, 'name')
+  return parts[5] and table.concat(parts, SEPARATOR) or 'USER_NOT_FOUND'
+end
+
 local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local records, users, charged, replies, events = new_records(), {}, {}, {}, {}
@@ -28,7 +36,9 @@ for i = 1, n do
   local record, key = KEYS[2 * i + 1], KEYS[2 * i + 2]
   local fingerprint, request_id, user_id, amount = unpack(ARGV, 4 * i, 4 * i + 3)
   local reply = records.replay(record, fingerprint)
-  if not reply then
+  if reply then
+    reply = named(reply, key)
+  else
     local user = users[key]
     if not user then
       local u = redis.call('HMGET', key, 'name', 'balance', 'entries', 'tail')
@@ -42,13 +52,17 @@ for i = 1, n do
     else
       local number, before, after = whole(seq), whole(user.balance), whole(user.balance + amount)
       reply = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. user.name .. SEPARATOR .. after
-      records.file(record, fingerprint, reply)
+      local kept = reply
+      if fingerprint ~= '' then
+        kept = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. SEPARATOR .. after
+        records.file(record, fingerprint, kept)
+      end
       user.balance, user.entries = user.balance + amount, user.entries + 1
       events[#events + 1] = with_record(
         'balance_charged' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. user_id
           .. SEPARATOR .. whole(user.entries) .. SEPARATOR .. amount .. SEPARATOR .. before .. SEPARATOR .. after
           .. SEPARATOR .. user.tail,
-        record, fingerprint, reply)
+        record, fingerprint, kept)
       if user.tail ~= SAME_ENTRY then charged[#charged + 1] = key end
       user.tail = SAME_ENTRY
       seq = seq + 1

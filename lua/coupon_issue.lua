@@ -25,7 +25,7 @@ local meta, outbox, campaign, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local now, ttl, coupon_id = current_time(ARGV[1]), ARGV[2], ARGV[3]
 local n = (#KEYS - 4) / 2
 
-local epoch, seq = begin_decision(meta)
+local epoch, seq, forgotten = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local c = redis.call('HMGET', campaign, 'total', 'issued', 'opens_at', 'closes_at', 'withheld', 'skipped')
 local total, issued, opens_at, closes_at = tonumber(c[1]), tonumber(c[2]), tonumber(c[3]), tonumber(c[4])
@@ -37,7 +37,8 @@ for i = 1, n do
   ids[i] = ARGV[4 * i + 2]
   if ARGV[4 * i + 3] == '1' then owned_users[#owned_users + 1] = KEYS[2 * i + 4] end
 end
-local all_exist = count_existing(owned_users) == #owned_users
+-- A user that was forgotten has no name.
+local all_exist = not forgotten and count_existing(owned_users) == #owned_users
 local holds = read_in_chunks('SMISMEMBER', holders, ids)
 
 local records, replies, events = new_records(), {}, {}
@@ -49,7 +50,7 @@ for i = 1, n do
   local reply = records.replay(record, fingerprint)
   if reply then
     -- A replay.
-  elseif owned == '1' and not all_exist and redis.call('EXISTS', coupons_of) == 0 then
+  elseif owned == '1' and not all_exist and redis.call('HEXISTS', coupons_of, 'name') == 0 then
     reply = 'USER_NOT_FOUND'
   elseif not total then
     reply = 'CAMPAIGN_NOT_FOUND'

@@ -72,7 +72,9 @@ else
     if gateway_state ~= 'STARTED' or receipt ~= declined then return { 'NOT_DUE' } end
   end
 end
-local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
+local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open', 'name')
+-- A user that was forgotten asks for nothing more.
+if why == 'CANCEL' and not u[5] then return { 'ORDER_NOT_FOUND' } end
 local before, entry_no, open = tonumber(u[1]), tonumber(u[2]), tonumber(u[4])
 local ids, units, prices = unpack_lines(lines)
 -- A lost decision may have paid the order, and its user has seen that reply.

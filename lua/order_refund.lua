@@ -86,7 +86,9 @@ local left_price = paid - share_of(paid, total - left_value, total)
 local amount = tonumber(o[3]) - left_price
 local by_gateway = o[8] == 'GATEWAY'
 local credit = by_gateway and 0 or amount
-local u = redis.call('HMGET', user, 'balance', 'entries', 'tail')
+local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'name')
+-- A user that was forgotten asks for nothing more.
+if operator == '' and not u[4] then return { 'ORDER_NOT_FOUND' } end
 local before, entry_no = tonumber(u[1]), tonumber(u[2])
 local after = before + credit
 if credit > 0 then entry_no = entry_no + 1 end

@@ -59,18 +59,27 @@ fn order_of(body: &Body) -> Option<i64> {
     }
 }
 
-/// The users that a decision creates.
-fn new_users(body: &Body) -> impl Iterator<Item = (i64, String)> + '_ {
-    let (first, step, count, name, prefixed) = match body {
+/// The users that a decision creates or renames, with their names, and whether they are new.
+fn named_users(body: &Body) -> Vec<(i64, String, bool)> {
+    match body {
         Body::UsersCreated { first, step, count, name, prefixed, .. } => {
-            (first.get(), *step, *count, name.as_str(), *prefixed)
+            let named = |n: i64| {
+                let id = first.get().saturating_add(n.saturating_mul(*step));
+                (id, if *prefixed { format!("{name}{id}") } else { name.clone() }, true)
+            };
+            (0..*count).map(named).collect()
         }
-        _ => (0, 0, 0, "", false),
-    };
-    (0..count).map(move |n| {
-        let id = first.saturating_add(n.saturating_mul(step));
-        (id, if prefixed { format!("{name}{id}") } else { name.to_owned() })
-    })
+        Body::UsersPut(users) => users.iter().map(|put| (put.user.get(), put.name.clone(), put.is_new)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The discrepancy of a user that a decision created or renamed `at`.
+fn of_user(row: Option<&CreatedRow>, (id, name, is_new): (i64, String, bool), at: i64) -> Option<String> {
+    let Some(row) = row else { return Some(format!("PostgreSQL does not have user {id}")) };
+    let has_other_name = !row.name.is_empty() && row.name != name;
+    let differs = is_new && (has_other_name || row.created_at != at);
+    differs.then(|| format!("user {id} is {name:?} of {at}, and in PostgreSQL {:?} of {}", row.name, row.created_at))
 }
 
 fn by_id(rows: Vec<CreatedRow>) -> HashMap<i64, CreatedRow> {
@@ -92,7 +101,7 @@ impl PageFacts {
         let (mut users, mut products, mut campaigns) = (Vec::new(), Vec::new(), Vec::new());
         let (mut issued, mut remote, mut reserves) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()), false);
         for body in bodies() {
-            users.extend(new_users(body).map(|(id, _)| id));
+            users.extend(named_users(body).into_iter().map(|(id, ..)| id));
             match body {
                 Body::StockAllotted { product, .. } | Body::StockRegained { product, .. } => given.push(product.get()),
                 Body::StockReceived { product, .. } | Body::StockReturned { product, .. } => had.push(product.get()),
@@ -212,16 +221,9 @@ impl PageFacts {
             return wrong;
         }
         match &event.body {
-            Body::UsersCreated { .. } => new_users(&event.body)
-                .map(|(id, name)| match self.users.get(&id) {
-                    None => Some(format!("PostgreSQL does not have user {id}")),
-                    Some(row) if (row.name.as_str(), row.created_at) != (name.as_str(), at) => Some(format!(
-                        "user {id} is {name:?} of {at}, and in PostgreSQL {:?} of {}",
-                        row.name, row.created_at
-                    )),
-                    Some(_) => None,
-                })
-                .collect(),
+            Body::UsersCreated { .. } | Body::UsersPut(_) => {
+                named_users(&event.body).into_iter().map(|user| of_user(self.users.get(&user.0), user, at)).collect()
+            }
             Body::BalanceCharged(entry) => vec![self.of_entry(entry)],
             Body::ProductCreated { product, .. } => match self.products.get(&product.get()) {
                 None => missing(format!("product {product}")),

@@ -24,6 +24,12 @@ pub(super) fn expected_users(rows: Vec<UserRow>, since: &Delta) -> HashMap<i64, 
         let (id, name) = (new.id, new.name.clone());
         users.insert(id, UserRow { id, name, balance: 0, entries: 0, open: 0 });
     }
+    for (id, (name, _)) in &since.batch.names {
+        users.entry(*id).and_modify(|user| user.name.clone_from(name));
+    }
+    for id in since.batch.forgotten.keys() {
+        users.entry(*id).and_modify(|user| user.name.clear());
+    }
     for (id, balance) in &since.batch.balances {
         users.entry(*id).and_modify(|user| user.balance = *balance);
     }

@@ -90,6 +90,7 @@ const NAMES: &[&str] = &[
     "type",
     "units",
     "user",
+    "users",
     "v",
     "version",
     "watch",

@@ -21,7 +21,8 @@ use crate::{
     },
 };
 
-const FIELDS: &[&str] = &["store", "partitions", "layout", "epoch", "seq", "frozen", "cause", "rebuilding", "relayed"];
+const FIELDS: &[&str] =
+    &["store", "partitions", "layout", "epoch", "seq", "frozen", "cause", "rebuilding", "relayed", "forgotten"];
 /// Digits of a server's run id, and of its replication id.
 const ID_DIGITS: usize = 40;
 

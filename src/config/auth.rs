@@ -66,6 +66,12 @@ pub struct AuthConfig {
     /// The claim with the user's id: a whole number, or its digits
     #[arg(long, env = "AUTH_JWT_USER_CLAIM", default_value = "sub")]
     pub auth_jwt_user_claim: String,
+    /// A valid token of a user that does not exist creates the user
+    #[arg(long, env = "AUTH_CREATE_USERS")]
+    pub auth_create_users: bool,
+    /// The claim with the name of a user that is created; without a usable one the name is user- and the id
+    #[arg(long, env = "AUTH_JWT_NAME_CLAIM", default_value = "name")]
+    pub auth_jwt_name_claim: String,
 }
 
 impl Default for AuthConfig {
@@ -79,6 +85,8 @@ impl Default for AuthConfig {
             auth_jwt_issuer: None,
             auth_jwt_audience: None,
             auth_jwt_user_claim: "sub".to_owned(),
+            auth_create_users: false,
+            auth_jwt_name_claim: "name".to_owned(),
         }
     }
 }

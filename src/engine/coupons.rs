@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// Checks that a user exists.
-    async fn check_user(&self, user: UserId) -> Result<(), Error> {
+    pub(super) async fn check_user(&self, user: UserId) -> Result<(), Error> {
         if self.sold_out.knows(user) {
             return Ok(());
         }

@@ -29,6 +29,7 @@ pub mod sold_out;
 mod stats;
 mod supply;
 mod timeline;
+mod upserts;
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -40,6 +41,7 @@ use chrono_tz::Tz;
 use tokio::sync::OnceCell;
 
 pub use operator_log::OperatorLog;
+pub use upserts::MAX_PUT_ID;
 
 use crate::{
     archive::Archive,

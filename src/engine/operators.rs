@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// The number of users that one script creates: some hundred microseconds of Redis's time.
-const USERS_BATCH: i64 = 250;
+pub(super) const USERS_BATCH: i64 = 250;
 /// The maximum number of products, and of campaigns, with withheld units or coupons that one request lists or releases.
 const MAX_WITHHELD: u64 = 1000;
 /// The number of attempts to change a product whose category changes concurrently.
-const UPDATE_ATTEMPTS: usize = 5;
+pub(super) const UPDATE_ATTEMPTS: usize = 5;
 /// The age up to which the end of a campaign's window means now: allows for different clocks and times in whole seconds.
-const CLOSING_GRACE_MS: i64 = 60_000;
+pub(super) const CLOSING_GRACE_MS: i64 = 60_000;
 /// The number of attempts to release coupons while other releases of the campaign interfere.
 const RELEASE_ATTEMPTS: usize = 5;
 
@@ -85,7 +85,7 @@ impl Engine {
             }
             let reserved = self.store.ids_reserve(call, "product", 1).await?;
             let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
-            self.store.product_create(call, product_id, &new).await?;
+            self.store.product_create(&call.without_key(), product_id, &new).await?;
             if self.store.partitions() > 1 && new.terms != SaleTerms::default() {
                 self.store.price_spread(product_id, NumberedPrice::first(new.price, new.terms)).await?;
             }
@@ -118,7 +118,7 @@ impl Engine {
     }
 
     /// Changes a product as it was read. `None` if another request changes it concurrently.
-    async fn update_found(
+    pub(super) async fn update_found(
         &self,
         call: &Call,
         product: &Product,
@@ -163,7 +163,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::InvalidRequest`] if it has another one.
-    async fn join_group(&self, terms: &SaleTerms) -> Result<(), Error> {
+    pub(super) async fn join_group(&self, terms: &SaleTerms) -> Result<(), Error> {
         let Some((group, limit)) = terms.limit_group.zip(terms.limit_per_user) else { return Ok(()) };
         match self.store.limit_group_set(group, limit).await? {
             true => Ok(()),
@@ -194,8 +194,8 @@ impl Engine {
         let terms = CampaignTerms { coupon_id, code, discount, conditions, total, opens_at, closes_at, expires_at };
         // A repeat gets the first reply, also after coupons were issued or the window was moved. One field may differ: for an
         // omitted beginning the first reply had the time of the request, and a repeat has the current beginning of the window.
-        let opens_at = match (self.store.campaign_create(call, &terms, requested).await?, requested) {
-            (Some(opens_at), _) | (None, Some(opens_at)) => opens_at,
+        let opens_at = match (self.store.campaign_create(&call.without_key(), &terms, requested).await?, requested) {
+            (Some(Reply { value: opens_at, .. }), _) | (None, Some(opens_at)) => opens_at,
             (None, None) => self.campaign(coupon_id).await?.terms.opens_at,
         };
         let terms = CampaignTerms { opens_at, ..terms };
@@ -284,7 +284,7 @@ impl Engine {
     /// # Errors
     /// Those of every write. Releases before the error stay in effect.
     pub async fn release_all(&self, call: &Call) -> Result<Withheld, Error> {
-        let call = Call { key: None, ..call.clone() };
+        let call = call.without_key();
         let withheld = self.withheld().await?;
         for (product, units) in withheld.products {
             match self.release_units(&call, product, units).await {

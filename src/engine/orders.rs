@@ -135,7 +135,12 @@ impl Engine {
     /// [`Error::OrderNotFound`]; [`Error::Unavailable`] if Redis does not have the order while PostgreSQL is unavailable.
     pub async fn order(&self, order: OrderId, user: Option<UserId>) -> Result<Order, Error> {
         let found = self.archive.find(order).await?.map(|found| found.record.order);
-        found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)
+        let found = found.filter(|found| user.is_none_or(|user| found.user_id == user)).ok_or(Error::OrderNotFound)?;
+        match user {
+            // One that was forgotten has no orders any more.
+            Some(user) if matches!(self.check_user(user).await, Err(Error::UserNotFound)) => Err(Error::OrderNotFound),
+            _ => Ok(found),
+        }
     }
 
     /// Closes an order. `None` if the order differs from the record.

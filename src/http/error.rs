@@ -73,6 +73,8 @@ codes! {
     OrderAlreadyClosed = CONFLICT "ORDER_ALREADY_CLOSED" "해당 주문은 이미 종료되었습니다.";
     RefundWindowClosed = CONFLICT "REFUND_WINDOW_CLOSED" "환불 가능 기간이 지났습니다.";
     NoPaymentUnderWay = CONFLICT "NO_PAYMENT_UNDER_WAY" "진행 중인 결제가 없는 주문입니다.";
+    OrdersOpen = CONFLICT "ORDERS_OPEN" "진행 중인 주문이 있는 사용자입니다.";
+    BalanceLeft = CONFLICT "BALANCE_LEFT" "잔액이 남아 있는 사용자입니다.";
     CouponNotFound = NOT_FOUND "COUPON_NOT_FOUND" "해당 쿠폰을 찾을 수 없습니다.";
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
     DeadLetterNotFound = NOT_FOUND "DEAD_LETTER_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
@@ -146,6 +148,8 @@ impl From<&Error> for Code {
             Error::RefundWindowClosed => Code::RefundWindowClosed,
             Error::NoPaymentUnderWay => Code::NoPaymentUnderWay,
             Error::UserNotFound => Code::UserNotFound,
+            Error::OrdersOpen => Code::OrdersOpen,
+            Error::BalanceLeft => Code::BalanceLeft,
             Error::InvalidAmount => Code::InvalidAmount,
             Error::InvalidCoupon => Code::InvalidCoupon,
             Error::CampaignNotFound => Code::CouponNotFound,

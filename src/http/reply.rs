@@ -8,7 +8,7 @@ use axum::{
 use serde::Serialize;
 
 use super::{error::ApiError, headers::IDEMPOTENT_REPLAYED};
-use crate::model::Reply;
+use crate::model::{Put, PutOutcome, Reply};
 
 /// The outcome of a read.
 pub type Found<T> = Result<Json<T>, ApiError>;
@@ -43,6 +43,12 @@ impl<T> Answer<T> {
     /// 201.
     pub fn created(reply: Reply<T>) -> Self {
         Answer { status: StatusCode::CREATED, reply, created: None }
+    }
+
+    /// 201 of something that was created, else 200.
+    pub fn put(reply: Reply<Put<impl Into<T>>>) -> Self {
+        let status = if reply.value.outcome == PutOutcome::Created { StatusCode::CREATED } else { StatusCode::OK };
+        Answer { status, reply: reply.map(|put| put.value.into()), created: None }
     }
 
     /// Names the created resource, for the operator log.

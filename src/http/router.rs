@@ -56,6 +56,7 @@ pub struct Services {
 /// the operators' API, which write), the handler. Pages are outside of durability: operators sign in also while writes are
 /// rejected.
 pub fn router(services: Services, config: &HttpConfig, listener: Listener, pages: Router) -> Router {
+    let creates = config.auth.auth_create_users.then(|| services.app.engine.clone());
     let Services { app, admin, health, metrics, sessions, tokens, stopping } = services;
     let document = document();
     let hsts_seconds = config.browsers.hsts_seconds;
@@ -69,7 +70,7 @@ pub fn router(services: Services, config: &HttpConfig, listener: Listener, pages
     let public = public.merge(openapi::page::router(document, tokens.is_some())).fallback(not_found).with_state(app);
     let mut public = public.layer(durable.clone());
     if let Some(tokens) = tokens {
-        public = public.layer(from_fn_with_state(tokens, user::users_only));
+        public = public.layer(from_fn_with_state(user::UserTokens { tokens, creates }, user::users_only));
     }
     let public = pipeline.clone().naming_unknown(parameters).around(RequestClass::Public, traced(public));
     let public = cors::around(public, &config.browsers.cors_origins);

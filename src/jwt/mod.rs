@@ -14,6 +14,7 @@ mod verified;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
@@ -24,7 +25,7 @@ use self::{
 };
 use crate::{
     config::{Auth, AuthConfig},
-    model::{Clock, Error, UserId},
+    model::{Clock, Error, UserId, is_user_name},
     worker::{Worker, Workers},
 };
 
@@ -58,6 +59,8 @@ pub struct Tokens {
     validation: Validation,
     /// The claim with the user's id.
     user_claim: String,
+    /// The claim with the user's name.
+    name_claim: String,
     clock: Clock,
     verified: Verified,
 }
@@ -79,6 +82,7 @@ impl Tokens {
         if *auth == Auth::None {
             let any = auth_jwt_secret.is_some() || auth_jwks_url.is_some() || auth_jwks_file.is_some();
             anyhow::ensure!(!any, "AUTH=none has no use for keys of users' tokens: set AUTH=jwt, or remove the keys");
+            anyhow::ensure!(!config.auth_create_users, "AUTH_CREATE_USERS needs the tokens of AUTH=jwt");
             return Ok(None);
         }
         crypto::install();
@@ -98,6 +102,7 @@ impl Tokens {
             keys,
             validation: validation(config),
             user_claim: config.auth_jwt_user_claim.clone(),
+            name_claim: config.auth_jwt_name_claim.clone(),
             clock,
             verified: Verified::default(),
         })))
@@ -156,6 +161,14 @@ impl Tokens {
             }
         }
         Err(refused)
+    }
+
+    /// The name in a token that [`Tokens::user`] has accepted, if a user can have it.
+    pub fn name(&self, accepted: &str) -> Option<String> {
+        let claims = URL_SAFE_NO_PAD.decode(accepted.split('.').nth(1)?).ok()?;
+        let claims: Map<String, Value> = serde_json::from_slice(&claims).ok()?;
+        let name = claims.get(&self.name_claim)?.as_str()?.trim();
+        is_user_name(name).then(|| name.to_owned())
     }
 
     /// The claims of the token, if `key` signed it and its issuer and audience are the required ones.

@@ -21,6 +21,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// The same call without its idempotency key.
+    #[must_use]
+    pub fn without_key(&self) -> Self {
+        Call { key: None, ..self.clone() }
+    }
+
     /// A call of this process itself: no reply waits for its decisions.
     pub fn new(request_id: impl Into<String>, key: Option<IdempotencyKey>) -> Self {
         Call { request_id: request_id.into(), key, acknowledged: AcknowledgedPositions::default() }

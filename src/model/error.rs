@@ -32,6 +32,12 @@ pub enum Error {
     NoPaymentUnderWay,
     #[error("no such user")]
     UserNotFound,
+    /// Extension: a user with open orders can't be forgotten.
+    #[error("the user has open orders")]
+    OrdersOpen,
+    /// Extension: a user with a balance is forgotten only if the balance is forfeited.
+    #[error("the user has a balance")]
+    BalanceLeft,
     #[error("the amount is out of bounds")]
     InvalidAmount,
     #[error("the coupon cannot be issued or used")]

@@ -61,6 +61,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (24, "refunds", include_str!("../../migrations/0024_refunds.sql")),
     (25, "sales on the dashboard", include_str!("../../migrations/0025_sales_on_dashboard.sql")),
     (28, "operator roles", include_str!("../../migrations/0028_operator_roles.sql")),
+    (29, "users from elsewhere", include_str!("../../migrations/0029_users_from_elsewhere.sql")),
 ];
 
 /// Checks the server, and creates the pool.

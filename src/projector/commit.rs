@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement,
 
 use super::{
     Projector, StepError,
-    apply::{ApplyError, apply},
+    apply::{ApplyError, apply, remove_names},
     batch::Batch,
 };
 use crate::{
@@ -137,20 +137,23 @@ impl Projector {
         };
         match mode {
             ApplyMode::Together => {
-                let events = part.iter().filter_map(|read| read.event.as_ref().ok());
-                apply(&transaction, (here, self.store.partitions()), &Batch::fold(events)).await?;
                 for read in part {
                     if let Err(reason) = &read.event {
                         file_dead_letter(&transaction, here, read, reason, mode).await?;
                         count_filed(read);
                     }
                 }
+                let events = || part.iter().filter_map(|read| read.event.as_ref().ok());
+                apply(&transaction, (here, self.store.partitions()), &Batch::fold(events())).await?;
+                remove_names(&transaction, here, events()).await?;
             }
             ApplyMode::OneByOne | ApplyMode::Skip => {
                 for read in part {
                     if !apply_or_file(&transaction, (here, self.store.partitions()), read, mode).await? {
                         count_filed(read);
                     }
+                    // Also if the event itself can't be applied.
+                    remove_names(&transaction, here, read.event.iter()).await?;
                 }
             }
         }

@@ -202,7 +202,7 @@ impl Projector {
         }
     }
 
-    /// Replaces the description of a product, or the window of a campaign, by the one in Redis: PostgreSQL has no
+    /// Replaces the names of users, the description of a product, or the window of a campaign by those in Redis: PostgreSQL has no
     /// history of it. A decision made meanwhile is projected later.
     async fn take_latest_description(&self, event: &mut Event) -> Result<(), NotApplied> {
         match &mut event.body {
@@ -211,6 +211,13 @@ impl Projector {
                 (*name, *category) = (latest.name, latest.category);
                 let latest = self.store.price_of(*product).await.map_err(latest_value_error)?;
                 (*price, *terms, *version) = (latest.price, latest.terms, latest.version);
+            }
+            Body::UsersPut(users) => {
+                let ids: Vec<UserId> = users.iter().map(|put| put.user).collect();
+                for (put, name) in users.iter_mut().zip(self.store.user_names(&ids).await?) {
+                    // One without a name was forgotten.
+                    put.name = name.unwrap_or_default();
+                }
             }
             Body::CampaignUpdated { coupon, opens_at, closes_at } => {
                 let latest = self.store.campaign(*coupon).await?;
@@ -257,6 +264,7 @@ async fn apply_and_restore(
         Body::OrderPaid(paid) => (paid.user, paid.coupon, paid.entry.is_some()),
         Body::OrderClosed(closed) => (closed.user, closed.coupon, closed.entry.is_some()),
         Body::OrderRefunded(part) => (part.user, None, part.entry.is_some()),
+        Body::UserForgotten { user, entry } => (*user, None, entry.is_some()),
         _ => return Ok(event),
     };
     if has_entry {

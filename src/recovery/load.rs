@@ -1,6 +1,8 @@
 //! Writes the rows of PostgreSQL to Redis, as the scripts would have left them, except for orders that would be evicted
 //! by now.
 
+use std::collections::BTreeMap;
+
 use chrono::{Days, NaiveDate};
 use chrono_tz::Tz;
 use futures_util::TryStreamExt;
@@ -62,11 +64,18 @@ impl Loading<'_> {
         progress: &Progress,
     ) -> anyhow::Result<()> {
         let mut rows = snapshot.users(self.scope);
+        let mut forgotten = BTreeMap::<Partition, i64>::new();
         while let Some(row) = rows.try_next().await? {
             self.user(bulk, &row).await?;
+            if row.name.is_empty() {
+                *forgotten.entry(self.store.owner(row.id)).or_default() += 1;
+            }
             progress.row("users");
         }
         drop(rows);
+        for (here, users) in forgotten {
+            bulk.field(here, Keys(here).meta(), "forgotten", users).await?;
+        }
         let mut rows = snapshot.user_limits(self.scope);
         while let Some(row) = rows.try_next().await? {
             let owner = self.store.owner(row.user_id);
@@ -140,7 +149,8 @@ impl Loading<'_> {
         let user = id(UserId::new, row.id)?;
         let owner = self.store.owner(row.id);
         let fields: &[(&str, Option<&(dyn std::fmt::Display + Sync)>)] = &[
-            ("name", Some(&row.name)),
+            // One that was forgotten has none.
+            ("name", Some(&row.name).filter(|name| !name.is_empty()).map(|name| name as _)),
             ("balance", Some(&row.balance)),
             ("entries", Some(&row.entries)),
             // Empty: PostgreSQL has the whole history.

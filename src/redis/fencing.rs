@@ -281,7 +281,7 @@ impl Store {
         read.add_command(meta_fields(here));
         // A write that changes nothing: Redis refuses it if it refuses all writes.
         read.cmd("ZADD").arg(Keys(here).never()).arg("XX").arg(0).arg("never");
-        let sent_at = self.clock().own();
+        let (sent_at, began) = (self.clock().own(), Instant::now());
         let (info, replication, time, found, write): CheckReplies = read.ignore_errors().query_async(link).await?;
         let received_at = self.clock().own();
         let server = ServerInfo::read(&info?);
@@ -334,6 +334,9 @@ impl Store {
         }
         let waited = checked.history.as_ref().is_some_and(|(_, since)| since.elapsed() >= RECENT);
         let lost = found.is_lost();
+        if let Some(position) = found.position {
+            watermark.record_forgotten(position.epoch, found.forgotten, began);
+        }
         let Meta { store, position, frozen, layout, .. } = found;
         if lost {
             let reason = frozen.unwrap_or_else(|| state_lost(here));

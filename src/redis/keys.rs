@@ -61,7 +61,8 @@ impl Keys {
 
     /// hash: `store partitions layout epoch seq`; `frozen` (the reason) while the partition must not decide, with its `cause` if
     /// decisions were lost, and `rebuilding` while a rebuild has written only a part of it; `relayed`, `epoch:seq:entry` of the
-    /// last decision whose effects the projector has relayed and whose order it has evicted.
+    /// last decision whose effects the projector has relayed and whose order it has evicted; `forgotten`, which changes with each
+    /// user that is forgotten.
     pub fn meta(self) -> String {
         self.key(format_args!("meta"))
     }
@@ -89,7 +90,7 @@ impl Keys {
         self.key(format_args!("idem:{digest}"))
     }
 
-    /// hash: `name balance entries tail open`; by coupon id the user's coupons, `issue_no|issued_at|state|order|used_at`; and what
+    /// hash: `name balance entries tail open`, of a user that was forgotten without the name; by coupon id the user's coupons, `issue_no|issued_at|state|order|used_at`; and what
     /// the user has, held and paid, of each limit: `limit:product` and `group:name` in units.
     pub fn user(self, id: UserId) -> String {
         self.key(format_args!("user:{id}"))

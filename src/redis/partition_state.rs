@@ -37,6 +37,8 @@ pub(super) struct Meta {
     pub position: Option<Position>,
     pub frozen: Option<String>,
     pub layout: Option<i64>,
+    /// Changes with each user that is forgotten; 0 before the first.
+    pub forgotten: i64,
     cause: Option<String>,
     rebuilding: Option<String>,
 }
@@ -44,10 +46,19 @@ pub(super) struct Meta {
 impl Meta {
     /// From the reply to [`meta_fields`].
     pub fn read(reply: Value) -> RedisResult<Meta> {
-        let (epoch, seq, layout, store, frozen, cause, rebuilding): (Option<i64>, Option<i64>, _, _, _, _, _) =
-            redis::from_redis_value(reply)?;
+        type Fields = (
+            Option<i64>,
+            Option<i64>,
+            Option<i64>,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<String>,
+            Option<i64>,
+        );
+        let (epoch, seq, layout, store, frozen, cause, rebuilding, forgotten): Fields = redis::from_redis_value(reply)?;
         let position = epoch.zip(seq).map(|(epoch, seq)| Position { epoch, seq });
-        Ok(Meta { store, position, frozen, layout, cause, rebuilding })
+        Ok(Meta { store, position, frozen, layout, forgotten: forgotten.unwrap_or(0), cause, rebuilding })
     }
 
     /// Whether Redis has lost decisions of the partition, and has not been rebuilt yet.
@@ -59,7 +70,16 @@ impl Meta {
 
 pub(super) fn meta_fields(here: Partition) -> redis::Cmd {
     let mut fields = redis::cmd("HMGET");
-    fields.arg(Keys(here).meta()).arg(&["epoch", "seq", "layout", "store", "frozen", "cause", "rebuilding"]);
+    fields.arg(Keys(here).meta()).arg(&[
+        "epoch",
+        "seq",
+        "layout",
+        "store",
+        "frozen",
+        "cause",
+        "rebuilding",
+        "forgotten",
+    ]);
     fields
 }
 

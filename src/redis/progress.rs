@@ -57,6 +57,10 @@ pub(super) struct Watermark {
     histories: AtomicU64,
     /// The loss that the last check found.
     loss: Mutex<Option<PartitionLoss>>,
+    /// The latest known epoch, and in the lower half what changes in it with each user that is forgotten.
+    forgotten: AtomicI64,
+    /// When the last read of it began, in µs since `created`.
+    forgotten_us: AtomicU64,
     /// When the last check that found the partition open began, in µs since `created`.
     verified_us: AtomicU64,
     created: Instant,
@@ -156,6 +160,8 @@ impl Default for Watermark {
             histories: AtomicU64::default(),
             loss: Mutex::default(),
             verified_us: AtomicU64::default(),
+            forgotten: AtomicI64::default(),
+            forgotten_us: AtomicU64::default(),
             created: Instant::now(),
             projected: watch::Sender::default(),
             furthest_projected: Mutex::default(),
@@ -234,6 +240,21 @@ impl Watermark {
 
     pub(super) fn set_loss(&self, loss: Option<PartitionLoss>) {
         *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = loss;
+    }
+
+    /// Records what changes in an epoch with each user that is forgotten, by a read that began at this time.
+    pub(super) fn record_forgotten(&self, epoch: i64, forgotten: i64, began: Instant) {
+        self.forgotten.fetch_max(epoch << 32 | forgotten, Ordering::Release);
+        let began_us = began.saturating_duration_since(self.created).as_micros() as u64;
+        self.forgotten_us.fetch_max(began_us, Ordering::Release);
+    }
+
+    /// What was recorded of this epoch, by a read no longer ago than `age`.
+    pub(super) fn forgotten(&self, epoch: i64, age: Duration) -> Option<i64> {
+        let began = Duration::from_micros(self.forgotten_us.load(Ordering::Acquire));
+        let forgotten = self.forgotten.load(Ordering::Acquire);
+        let is_current = forgotten >> 32 == epoch && self.created.elapsed().saturating_sub(began) < age;
+        is_current.then_some(forgotten & 0xffff_ffff)
     }
 
     /// Records a check that began at this time and found the partition open.

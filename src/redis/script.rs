@@ -70,11 +70,14 @@ scripts! {
     PRICE_SET = "price_set";
     LIMIT_GROUP_SET = "limit_group_set";
     USERS_CREATE = "users_create";
+    USERS_PUT = "users_put";
+    USER_FORGET = "user_forget";
     PRODUCT_CREATE = "product_create";
     PRODUCT_UPDATE = "product_update";
     CAMPAIGN_CREATE = "campaign_create";
     CAMPAIGN_UPDATE = "campaign_update";
     IDS_RESERVE = "ids_reserve";
+    IDS_SKIP = "ids_skip";
     IDS_SPLIT = "ids_split";
     IDS_RAISE = "ids_raise";
     IDEMPOTENCY_CLAIM = "idempotency_claim";

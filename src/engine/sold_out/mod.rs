@@ -5,7 +5,7 @@
 //! of holders is the number read. Holders are never removed, so the process has all of them. This holds for a lease that begins
 //! before the confirming read is sent.
 //!
-//! **A local refusal** needs a valid lease, a user who exists (users are never deleted) and holds no coupon of the campaign, an
+//! **A local refusal** needs a valid lease, a user who exists (see below) and holds no coupon of the campaign, an
 //! open window, and both partitions open. The script would then make the same checks and give the same reply. In every other
 //! case Redis decides; also for a request with an idempotency key, whose record may have another reply.
 //!
@@ -18,6 +18,10 @@
 //! first (`coupon_release_prepare.lua`), which stops every renewal; it happens after [`LEASE_EXPIRES_AFTER`], when no lease is
 //! left. A rebuild opens its new epoch no sooner than that after it closed the old one, and a cache entry is valid in its epoch
 //! only.
+//!
+//! **A forgotten user.** Each process checks every partition twice a second, and so learns that a user was forgotten: its cache of the
+//! partition's users is then another generation's. It uses the cache only if that was read no longer ago than the longest lease, and
+//! the reply to the request to forget waits for [`LEASE_EXPIRES_AFTER`].
 //!
 //! **Cost.** While requests for a campaign arrive, one background read renews its lease at half time, whatever their number.
 //! Users are read in blocks, and only around a user whom Redis has just confirmed, so that invented ids cause no reads.
@@ -64,6 +68,8 @@ pub struct SoldOutCache {
     /// A read of holders is in progress; there is one at a time.
     reading: AtomicBool,
     users: Users,
+    /// A read of a generation of users is in progress; there is one at a time.
+    asking: AtomicBool,
     tasks: TaskTracker,
     refused: AtomicU64,
     renewed: AtomicU64,
@@ -96,6 +102,7 @@ impl SoldOutCache {
             lease_us: lease_ms.min(MAX_LEASE_MS) * 1000,
             campaigns: Campaigns::default(),
             reading: AtomicBool::default(),
+            asking: AtomicBool::default(),
             tasks,
             refused: AtomicU64::default(),
             renewed: AtomicU64::default(),
@@ -151,7 +158,7 @@ impl SoldOutCache {
     /// Whether this user certainly exists. `false` means unknown.
     pub(super) fn knows(&self, user: UserId) -> bool {
         let owner = self.store.owner(user.get());
-        self.store.is_open(owner) && self.users.exists(user, self.store.epoch(owner))
+        self.store.user_generation(owner).is_some_and(|generation| self.users.exists(user, generation))
     }
 
     /// Records that the script has refused a user, who exists and holds no coupon, because the campaign is sold out.
@@ -240,24 +247,36 @@ impl SoldOutCache {
     /// Reads in the background which users exist, after Redis has confirmed a user whom the cache lacks: the user's block and,
     /// while the blocks are full, the following ones; or only the user, if the cache has the block.
     pub(super) fn learn(self: &Arc<Self>, user: UserId) {
-        let epoch = self.store.epoch(self.store.owner(user.get()));
+        let owner = self.store.owner(user.get());
+        let Some(generation) = self.store.user_generation(owner) else {
+            if !self.asking.swap(true, Ordering::Acquire) {
+                let this = self.clone();
+                self.tasks.spawn(async move {
+                    let _asking = ClearOnDrop(&this.asking);
+                    if let Err(error) = this.store.read_user_generation(owner).await {
+                        tracing::debug!(%error, "can't read whether users were forgotten");
+                    }
+                });
+            }
+            return;
+        };
         let (first, _) = self.users.place(user);
-        let Some((mut learning, mut users)) = self.users.to_learn(first, Some(user), epoch) else { return };
+        let Some((mut learning, mut users)) = self.users.to_learn(first, Some(user), generation) else { return };
         let this = self.clone();
         self.tasks.spawn(async move {
             for ahead in 1..=BLOCKS_AHEAD {
                 this.learned.fetch_add(1, Ordering::Relaxed);
-                let (epoch, exist) = match this.store.users_exist(learning.block.0, &users).await {
+                let (generation, exist) = match this.store.users_exist(learning.block.0, &users).await {
                     Ok(found) => found,
                     Err(error) => return tracing::debug!(%error, "can't read which users exist"),
                 };
                 let all = exist.iter().all(|exists| *exists) && users.len() > 1;
                 let exist = users.iter().zip(exist).filter(|(_, exists)| *exists).map(|(user, _)| *user);
-                this.users.learned(learning.block, epoch, exist);
+                this.users.learned(learning.block, generation, exist);
                 if !all {
                     return;
                 }
-                match this.users.to_learn((first.0, first.1 + ahead), None, epoch) {
+                match this.users.to_learn((first.0, first.1 + ahead), None, generation) {
                     Some(next) => (learning, users) = next,
                     None => return,
                 }

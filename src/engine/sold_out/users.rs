@@ -1,12 +1,15 @@
-//! A cache of existing users: one bit per user, in blocks of consecutive ids. Users are never deleted, but a rebuild may lose
-//! some, so a block is valid in its epoch only.
+//! A cache of existing users: one bit per user, in blocks of consecutive ids. A rebuild may lose users, and a
+//! user may be forgotten, so a block is valid in its generation only.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use crate::model::{Partition, UserId};
+use crate::{
+    model::{Partition, UserId},
+    redis::queries::sold_out::UserGeneration,
+};
 
 /// The number of users in a block; they are consecutive ids of one partition.
 const BLOCK: i64 = 1024;
@@ -29,7 +32,7 @@ pub(super) struct Users {
 
 #[derive(Clone, Copy)]
 struct UserBlock {
-    epoch: i64,
+    generation: UserGeneration,
     exist: [u64; BLOCK as usize / 64],
 }
 
@@ -70,22 +73,27 @@ impl Users {
         &self.shards[(block.1 as usize).wrapping_add(usize::from(block.0.0)) % SHARDS]
     }
 
-    fn block(&self, id: BlockId, epoch: i64) -> Option<UserBlock> {
+    fn block(&self, id: BlockId, generation: UserGeneration) -> Option<UserBlock> {
         let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
-        blocks.get(&id).filter(|block| block.epoch == epoch).copied()
+        blocks.get(&id).filter(|block| block.generation == generation).copied()
     }
 
-    /// Whether the cache has the user in this epoch.
-    pub(super) fn exists(&self, user: UserId, epoch: i64) -> bool {
+    /// Whether the cache has the user in this generation.
+    pub(super) fn exists(&self, user: UserId, generation: UserGeneration) -> bool {
         let (id, place) = self.place(user);
         let blocks = self.shard(id).read().unwrap_or_else(PoisonError::into_inner);
-        blocks.get(&id).is_some_and(|block| block.epoch == epoch && block.has(place))
+        blocks.get(&id).is_some_and(|block| block.generation == generation && block.has(place))
     }
 
     /// The users to read for a block: all of them or, if the cache has the block without `user`, only that one. `None` if there
     /// is nothing to read, or if too many reads are in progress.
-    pub(super) fn to_learn(&self, block: BlockId, user: Option<UserId>, epoch: i64) -> Option<(Learning, Vec<UserId>)> {
-        let users = match (self.block(block, epoch), user) {
+    pub(super) fn to_learn(
+        &self,
+        block: BlockId,
+        user: Option<UserId>,
+        generation: UserGeneration,
+    ) -> Option<(Learning, Vec<UserId>)> {
+        let users = match (self.block(block, generation), user) {
             // The user was created after the read of the block. Others may have been too; their own requests add them.
             (Some(known), Some(user)) if !known.has(self.place(user).1) => vec![user],
             (Some(_), _) => return None,
@@ -101,14 +109,14 @@ impl Users {
     }
 
     /// Adds users that exist to a block.
-    pub(super) fn learned(&self, id: BlockId, epoch: i64, exist: impl Iterator<Item = UserId>) {
+    pub(super) fn learned(&self, id: BlockId, generation: UserGeneration, exist: impl Iterator<Item = UserId>) {
         let mut blocks = self.shard(id).write().unwrap_or_else(PoisonError::into_inner);
         if blocks.len() >= MAX_BLOCKS && !blocks.contains_key(&id) {
             blocks.clear();
         }
-        let fresh = UserBlock { epoch, exist: [0; BLOCK as usize / 64] };
+        let fresh = UserBlock { generation, exist: [0; BLOCK as usize / 64] };
         let block = blocks.entry(id).or_insert(fresh);
-        if block.epoch != epoch {
+        if block.generation != generation {
             *block = fresh;
         }
         for user in exist {
@@ -122,6 +130,11 @@ impl Users {
 mod tests {
     use super::*;
 
+    /// The generation of an epoch in which nobody was forgotten.
+    fn of(epoch: i64) -> UserGeneration {
+        UserGeneration { epoch, forgotten: 0 }
+    }
+
     fn user(id: i64) -> UserId {
         UserId::new(id).unwrap()
     }
@@ -132,7 +145,7 @@ mod tests {
         assert_eq!(users.place(user(5)), ((Partition(2), 0), 1));
         assert_eq!(users.place(user(3 * BLOCK + 1)), ((Partition(1), 1), 0));
         let (block, _) = users.place(user(7));
-        let (_learning, asked) = users.to_learn(block, Some(user(7)), 1).unwrap();
+        let (_learning, asked) = users.to_learn(block, Some(user(7)), of(1)).unwrap();
         assert_eq!(asked.len(), BLOCK as usize);
         assert!(asked.iter().all(|user| users.place(*user).0 == block));
     }
@@ -141,41 +154,43 @@ mod tests {
     fn block_learned_by_one_task_at_a_time() {
         let users = Users::new(1);
         let block = users.place(user(1)).0;
-        let (learning, _) = users.to_learn(block, Some(user(1)), 1).unwrap();
-        assert!(users.to_learn(block, Some(user(1)), 1).is_none());
+        let (learning, _) = users.to_learn(block, Some(user(1)), of(1)).unwrap();
+        assert!(users.to_learn(block, Some(user(1)), of(1)).is_none());
         drop(learning);
-        assert!(users.to_learn(block, Some(user(1)), 1).is_some());
+        assert!(users.to_learn(block, Some(user(1)), of(1)).is_some());
         // The number of blocks at once is limited, too.
         let block = |n: i64| (Partition(0), n);
-        let learning: Vec<_> = (0..MAX_LEARNING as i64).map(|n| users.to_learn(block(n), None, 1).unwrap()).collect();
-        assert!(users.to_learn(block(99), None, 1).is_none());
+        let learning: Vec<_> =
+            (0..MAX_LEARNING as i64).map(|n| users.to_learn(block(n), None, of(1)).unwrap()).collect();
+        assert!(users.to_learn(block(99), None, of(1)).is_none());
         drop(learning);
-        assert!(users.to_learn(block(99), None, 1).is_some());
+        assert!(users.to_learn(block(99), None, of(1)).is_some());
     }
 
     #[test]
-    fn user_known_in_the_epoch_that_was_read_only() {
+    fn user_known_in_the_generation_that_was_read_only() {
         let users = Users::new(1);
         let (block, _) = users.place(user(7));
-        assert!(!users.exists(user(7), 1));
-        users.learned(block, 1, [user(7), user(9)].into_iter());
-        assert!(users.exists(user(7), 1) && users.exists(user(9), 1) && !users.exists(user(8), 1));
-        assert!(!users.exists(user(7), 2));
+        assert!(!users.exists(user(7), of(1)));
+        users.learned(block, of(1), [user(7), user(9)].into_iter());
+        assert!(users.exists(user(7), of(1)) && users.exists(user(9), of(1)) && !users.exists(user(8), of(1)));
+        assert!(!users.exists(user(7), of(2)));
+        assert!(!users.exists(user(7), UserGeneration { epoch: 1, forgotten: 1 }));
         // A read of another epoch replaces the block.
-        users.learned(block, 2, [user(8)].into_iter());
-        assert!(users.exists(user(8), 2) && !users.exists(user(7), 2) && !users.exists(user(7), 1));
+        users.learned(block, of(2), [user(8)].into_iter());
+        assert!(users.exists(user(8), of(2)) && !users.exists(user(7), of(2)) && !users.exists(user(7), of(1)));
     }
 
     #[test]
     fn newcomer_of_known_block_asked_about_alone() {
         let users = Users::new(1);
         let (block, _) = users.place(user(7));
-        users.learned(block, 1, [user(7)].into_iter());
-        assert!(users.to_learn(block, Some(user(7)), 1).is_none());
-        assert!(users.to_learn(block, None, 1).is_none());
-        let (_learning, asked) = users.to_learn(block, Some(user(8)), 1).unwrap();
+        users.learned(block, of(1), [user(7)].into_iter());
+        assert!(users.to_learn(block, Some(user(7)), of(1)).is_none());
+        assert!(users.to_learn(block, None, of(1)).is_none());
+        let (_learning, asked) = users.to_learn(block, Some(user(8)), of(1)).unwrap();
         assert_eq!(asked, [user(8)]);
-        users.learned(block, 1, [user(8)].into_iter());
-        assert!(users.exists(user(7), 1) && users.exists(user(8), 1));
+        users.learned(block, of(1), [user(8)].into_iter());
+        assert!(users.exists(user(7), of(1)) && users.exists(user(8), of(1)));
     }
 }

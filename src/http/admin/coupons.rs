@@ -1,4 +1,4 @@
-//! Campaigns: creating, changing and listing them.
+//! Campaigns: creating, changing and listing them, and bringing one in under the id that it has elsewhere.
 
 use axum::{Json, extract::State};
 use chrono_tz::Tz;
@@ -28,7 +28,7 @@ use crate::{
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
-    OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign, update))
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(campaign, update, put))
 }
 
 /// The largest fixed discount, in won.
@@ -209,6 +209,36 @@ async fn update(
 ) -> Done<CampaignResponse> {
     let moved = app.engine.update_campaign(&call, coupon.valid()?, patch).await?;
     Ok(Answer::ok(moved.map(|campaign| CampaignResponse::new(campaign, app.engine.zone()))))
+}
+
+documented_errors! { PutErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+    "쿠폰을 찾을 수 없음 (잘못된 ID)" => [CouponNotFound],
+}}
+
+#[utoipa::path(
+    put,
+    path = "/admin/v1/coupons/{couponId}",
+    operation_id = "putCampaign",
+    tag = "운영",
+    summary = "쿠폰 캠페인 가져오기",
+    description = "다른 시스템의 ID 그대로 쿠폰 캠페인을 생성하거나 발급 기간을 변경합니다. 이미 있는 캠페인은 발급 기간만 바꿀 수 있으며, 보내지 않은 시각은 \
+        그대로 둡니다. 같은 요청을 반복해도 결과는 같습니다. 이후 새로 만드는 캠페인의 ID는 항상 더 큽니다.",
+    params(("couponId" = i64, Path, description = "couponId")),
+    request_body(content = CreateCampaignRequest),
+    responses(
+        (status = 200, description = "발급 기간 변경 성공, 또는 변경 없음", body = CampaignResponse),
+        (status = 201, description = "캠페인 생성 성공", body = CampaignResponse),
+        PutErrors,
+    )
+)]
+async fn put(
+    State(app): State<AppState>,
+    coupon: PathId<CouponId>,
+    Write { call, body }: Write<CreateCampaignRequest>,
+) -> Done<CampaignResponse> {
+    let put = app.engine.put_campaign(&call, coupon.valid()?, body).await?;
+    Ok(Answer::put(put.map(|put| put.map(|campaign| CampaignResponse::new(campaign, app.engine.zone())))))
 }
 
 documented_errors! { CampaignErrors {

@@ -41,6 +41,8 @@ use super::{
 };
 use crate::{audit::Auditor, projector::Projector};
 
+pub use self::{coupons::CreateCampaignRequest, products::CreateProductRequest, users::CreateUserRequest};
+
 /// Routes whose time grows with the work.
 pub const LONG_ROUTES: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
 

@@ -1,4 +1,4 @@
-//! Products: creating and changing them.
+//! Products: creating and changing them, and bringing one in under the id that it has elsewhere.
 
 use axum::extract::State;
 use chrono_tz::Tz;
@@ -37,7 +37,7 @@ fn instant(time: Option<LocalTime>, zone: Tz) -> Option<Option<Millis>> {
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
-    OpenApiRouter::new().routes(routes!(create)).routes(routes!(update))
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(update, put))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -49,7 +49,7 @@ pub fn router() -> OpenApiRouter<AdminState> {
         "opensAt": "2024-04-04T10:00:00", "closesAt": "2024-04-05T10:00:00", "limitPerUser": 1, "limitGroup": "AIR-FORCE"
     }),
 )]
-struct CreateProductRequest {
+pub struct CreateProductRequest {
     /// 상품 이름
     product_name: Text<200>,
     /// 가격(원)
@@ -112,6 +112,36 @@ async fn create(
     let id = created.value.product_id.get();
     let zone = app.engine.zone();
     Ok(Answer::created(created.map(|product| ProductResponse::new(product, zone))).naming("productId", id))
+}
+
+documented_errors! { PutErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+    "상품을 찾을 수 없음 (잘못된 ID)" => [ProductNotFound],
+}}
+
+#[utoipa::path(
+    put,
+    path = "/admin/v1/products/{productId}",
+    operation_id = "putProduct",
+    tag = "운영",
+    summary = "상품 가져오기",
+    description = "다른 시스템의 ID 그대로 상품을 생성하거나, 이름, 가격, 카테고리, 판매 기간, 1인당 구매 가능 수량을 요청대로 변경합니다. 처음 재고 수량은 \
+        생성할 때만 쓰이며, 이미 있는 상품의 재고는 그대로입니다. 같은 요청을 반복해도 결과는 같습니다. 이후 새로 만드는 상품의 ID는 항상 더 큽니다.",
+    params(("productId" = i64, Path, description = "productId")),
+    request_body(content = CreateProductRequest),
+    responses(
+        (status = 200, description = "상품 변경 성공, 또는 변경 없음", body = ProductResponse),
+        (status = 201, description = "상품 생성 성공", body = ProductResponse),
+        PutErrors,
+    )
+)]
+async fn put(
+    State(app): State<AppState>,
+    product: PathId<ProductId>,
+    Write { call, body }: Write<CreateProductRequest>,
+) -> Done<ProductResponse> {
+    let put = app.engine.put_product(&call, product.valid()?, body).await?;
+    Ok(Answer::put(put.map(|put| put.map(|product| ProductResponse::new(product, app.engine.zone())))))
 }
 
 #[derive(Debug, Deserialize, Serialize, ToSchema)]

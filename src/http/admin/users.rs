@@ -1,22 +1,23 @@
-//! Users: creating one or many.
+//! Users: creating one or many, bringing one in under the id that it has elsewhere, and forgetting one.
 
 use axum::extract::State;
 use chrono_tz::Tz;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::AdminState;
 use crate::{
     http::{
-        error::Code,
+        error::{ApiError, Code},
         extract::{
-            decode::not_null,
+            decode::{not_null, parsed},
             fields::{Bounded, Prefix, Text},
-            write::{RequestBody, Write},
+            params::{Params, PathId, QueryParams},
+            write::{Bodiless, RequestBody, Write},
         },
         openapi::errors::documented_errors,
-        reply::{Answer, Done},
+        reply::{Answer, Done, NoContent},
         state::AppState,
     },
     model::{Balance, CreatedUsers, MAX_OPENING_BALANCE, NewUser, NewUsers, UserId},
@@ -24,7 +25,7 @@ use crate::{
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
-    OpenApiRouter::new().routes(routes!(create)).routes(routes!(create_many))
+    OpenApiRouter::new().routes(routes!(create)).routes(routes!(create_many)).routes(routes!(put, forget))
 }
 
 /// A long route.
@@ -33,7 +34,7 @@ pub const BULK_PATH: &str = "/admin/v1/users/bulk";
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(description = "사용자 생성 요청", example = json!({ "userName": "이다은", "balance": 10000 }))]
-struct CreateUserRequest {
+pub struct CreateUserRequest {
     /// 사용자 이름
     user_name: Text<100>,
     /// 처음 잔액(원)
@@ -46,6 +47,7 @@ impl RequestBody for CreateUserRequest {
     type Valid = NewUser;
 
     const INVALID: Code = Code::InvalidRequest;
+    const PERSONAL: &[&str] = &["userName"];
 
     fn validate(self, _zone: Tz) -> Option<NewUser> {
         Some(NewUser { name: self.user_name.into(), balance: self.balance.get() })
@@ -161,4 +163,76 @@ async fn create_many(
     let created = app.engine.create_users(&call, users).await?;
     let first = created.value.first.get();
     Ok(Answer::created(created.map(CreatedUsersResponse::from)).naming("firstUserId", first))
+}
+
+documented_errors! { PutErrors {
+    "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
+    "사용자를 찾을 수 없음 (잘못된 ID, 또는 잊힌 사용자)" => [UserNotFound],
+}}
+
+#[utoipa::path(
+    put,
+    path = "/admin/v1/users/{userId}",
+    operation_id = "putUser",
+    tag = "운영",
+    summary = "사용자 가져오기",
+    description = "다른 시스템의 ID 그대로 사용자를 생성하거나 이름을 변경합니다. 처음 잔액은 잔액 내역이 없는 사용자에게만 첫 항목으로 들어갑니다. 같은 \
+        요청을 반복해도 결과는 같습니다. 이후 새로 만드는 사용자의 ID는 항상 더 큽니다.",
+    params(("userId" = i64, Path, description = "userId")),
+    request_body(content = CreateUserRequest),
+    responses(
+        (status = 200, description = "사용자 변경 성공, 또는 변경 없음", body = CreatedUserResponse),
+        (status = 201, description = "사용자 생성 성공", body = CreatedUserResponse),
+        PutErrors,
+    )
+)]
+async fn put(
+    State(app): State<AppState>,
+    user: PathId<UserId>,
+    Write { call, body }: Write<CreateUserRequest>,
+) -> Done<CreatedUserResponse> {
+    Ok(Answer::put(app.engine.put_user(&call, user.valid()?, body).await?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+struct ForgetParams {
+    /// 남은 잔액을 포기하는지 여부
+    #[serde(default, deserialize_with = "parsed")]
+    #[param(value_type = bool, required = false, default = false)]
+    forfeit: bool,
+}
+
+impl QueryParams for ForgetParams {
+    fn user(&self) -> Option<UserId> {
+        None
+    }
+}
+
+documented_errors! { ForgetErrors {
+    "잘못된 요청 (유효하지 않은 파라미터)" => [InvalidRequest],
+    "사용자를 찾을 수 없음" => [UserNotFound],
+    "진행 중인 주문이나 남은 잔액이 있음" => [OrdersOpen, BalanceLeft],
+}}
+
+#[utoipa::path(
+    delete,
+    path = "/admin/v1/users/{userId}",
+    operation_id = "forgetUser",
+    tag = "운영",
+    summary = "사용자 잊기",
+    description = "사용자의 이름을 Redis와 PostgreSQL에서 지웁니다. 주문과 금액은 사용자 ID로만 남고, 이후 이 사용자는 찾을 수 없습니다. 진행 중인 주문이 \
+        있으면 거절되며, 잔액이 남아 있으면 forfeit=true일 때만 잔액을 포기하고 처리합니다. 응답까지 1초 남짓 걸립니다.",
+    params(("userId" = i64, Path, description = "userId"), ForgetParams),
+    responses((status = 204, description = "사용자 잊기 성공"), ForgetErrors)
+)]
+async fn forget(
+    State(app): State<AppState>,
+    user: PathId<UserId>,
+    params: Params<ForgetParams>,
+    Bodiless(call): Bodiless,
+) -> Result<NoContent, ApiError> {
+    app.engine.forget_user(&call, user.valid()?, params.valid()?.forfeit).await?;
+    Ok(NoContent)
 }

@@ -24,7 +24,11 @@ use axum::{
 
 use super::operator::bearer;
 use crate::{
-    http::error::{ApiError, Code},
+    engine::Engine,
+    http::{
+        error::{ApiError, Code},
+        request_id::RequestId,
+    },
     jwt::{Refused, Tokens},
     model::{Error, UserId},
 };
@@ -79,9 +83,17 @@ pub fn admit(extensions: &Extensions, user: Option<UserId>) -> Result<(), Code> 
     }
 }
 
+/// What the layer needs.
+#[derive(Clone)]
+pub struct UserTokens {
+    pub tokens: Arc<Tokens>,
+    /// Creates the users of tokens that do not exist; `None`: they are unknown.
+    pub creates: Option<Arc<Engine>>,
+}
+
 /// The layer. It is absent if users need no token.
 pub async fn users_only(
-    State(tokens): State<Arc<Tokens>>,
+    State(UserTokens { tokens, creates }): State<UserTokens>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
@@ -99,6 +111,11 @@ pub async fn users_only(
         }
         Err(unknown @ Refused::KeysUnknown) => return Err(Error::from(unknown).into()),
     };
+    if let Some(engine) = creates {
+        // Boxed: few requests create a user.
+        let request_id = RequestId::of(request.extensions());
+        Box::pin(engine.ensure_user(&request_id, user, || tokens.name(token))).await?;
+    }
     let checked = Arc::new(AtomicBool::new(false));
     request.extensions_mut().insert(Authenticated { user, checked: checked.clone() });
     let response = next.run(request).await;
@@ -139,7 +156,7 @@ mod tests {
             .route("/api/v1/refusing", post(async || ApiError::from(Code::InvalidRequest)))
             .route("/api/v1/products", get(forgetful))
             .route("/healthz", get(forgetful))
-            .layer(from_fn_with_state(tokens, users_only))
+            .layer(from_fn_with_state(UserTokens { tokens, creates: None }, users_only))
     }
 
     async fn ask(method: &str, path: &str, token: Option<&str>) -> u16 {

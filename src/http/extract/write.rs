@@ -4,12 +4,12 @@
 //! extractor is the first part of a write that can fail. The limit of the user applies once the body is decoded, before any store
 //! is asked.
 
-use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
     extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request},
-    http::{HeaderMap, header::CONTENT_TYPE, request::Parts},
+    http::{Extensions, HeaderMap, header::CONTENT_TYPE, request::Parts},
 };
 use chrono_tz::Tz;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -57,6 +57,9 @@ pub trait RequestBody: DeserializeOwned + Serialize + Send {
     const INVALID: Code;
     /// No part of the body may be logged, also if it can't be read.
     const SECRET: bool = false;
+
+    /// The fields that the operator log does not keep: a person may be forgotten.
+    const PERSONAL: &[&str] = &[];
 
     /// Whether the request changes nothing. It is refused: a field is misspelled or missing.
     fn changes_nothing(&self) -> bool {
@@ -118,7 +121,7 @@ where
             return Err(ApiError::because(T::INVALID, "변경할 항목이 없습니다"));
         }
         if let Some(detail) = parts.extensions.get::<RequestDetail>().filter(|_| !T::SECRET) {
-            detail.set(&request);
+            detail.set(&request, T::PERSONAL);
         }
         let canonical =
             if parts.headers.contains_key(IDEMPOTENCY_KEY) { canonical(&parts, &request)? } else { Vec::new() };
@@ -133,13 +136,28 @@ where
         if let Some(user) = user {
             decoding.limits.admit_user(user, 1 + more)?;
         }
-        let request_id = RequestId::of(&parts.extensions);
         let key = match idempotency_key(&parts.headers)?.map(str::to_owned) {
             Some(key) => Some(owned_key(&mut parts, user, &key, &canonical).await?),
             None => None,
         };
-        let acknowledged = parts.extensions.get::<AcknowledgedPositions>().cloned().unwrap_or_default();
-        Ok(Write { call: Call { request_id, key, acknowledged }, body })
+        Ok(Write { call: call_of(&parts.extensions, key), body })
+    }
+}
+
+fn call_of(extensions: &Extensions, key: Option<IdempotencyKey>) -> Call {
+    let acknowledged = extensions.get::<AcknowledgedPositions>().cloned().unwrap_or_default();
+    Call { request_id: RequestId::of(extensions), key, acknowledged }
+}
+
+/// A write without a body, whose repeat needs no idempotency key.
+#[derive(Debug)]
+pub struct Bodiless(pub Call);
+
+impl<S: Send + Sync> FromRequestParts<S> for Bodiless {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Bodiless(call_of(&parts.extensions, None)))
     }
 }
 

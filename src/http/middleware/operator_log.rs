@@ -31,9 +31,20 @@ const MAX_ID_LEN: usize = 40;
 pub struct RequestDetail(Arc<Mutex<String>>);
 
 impl RequestDetail {
-    /// Keeps the beginning of a body, as JSON.
-    pub fn set(&self, body: &impl Serialize) {
-        let json = serde_json::to_string(body).unwrap_or_default();
+    /// Keeps the beginning of a body, as JSON, without the values of these fields.
+    pub fn set(&self, body: &impl Serialize, personal: &[&str]) {
+        let json = match personal {
+            [] => serde_json::to_string(body).unwrap_or_default(),
+            personal => {
+                let mut body = serde_json::to_value(body).unwrap_or_default();
+                for name in personal {
+                    if let Some(field) = body.get_mut(*name) {
+                        *field = "…".into();
+                    }
+                }
+                body.to_string()
+            }
+        };
         *self.0.lock() = shortened(&json, MAX_DETAIL_LEN);
     }
 
@@ -156,7 +167,9 @@ mod tests {
         assert_eq!(shortened("a\0b\u{9f}", 4), "a\u{fffd}b\u{fffd}");
         assert_eq!(shortened("가나다", 2), "가나…");
         let detail = RequestDetail::default();
-        detail.set(&"x".repeat(10_000));
+        detail.set(&"x".repeat(10_000), &[]);
         assert_eq!(detail.take().chars().count(), MAX_DETAIL_LEN + 1);
+        detail.set(&serde_json::json!({ "userName": "이다은", "balance": 7 }), &["userName"]);
+        assert_eq!(detail.take(), r#"{"userName":"…","balance":7}"#);
     }
 }

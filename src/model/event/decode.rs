@@ -2,8 +2,8 @@
 
 use super::{fields::EventFields, *};
 
-/// Separates the events of an entry.
-const NEXT_EVENT: char = '\u{1e}';
+/// Separates the events of an entry, and the users of an event.
+pub(super) const NEXT_EVENT: char = '\u{1e}';
 /// The field of an entry with a batch that holds its events.
 const EVENTS: &str = "events";
 /// The field with the id of the request.
@@ -21,7 +21,7 @@ pub struct BadEvent(pub String);
 
 /// Whether a newer program wrote the entry. The projector of this one must not pass it.
 pub fn is_newer(fields: &[(String, String)]) -> bool {
-    version(fields).is_some_and(|version| version > SINGLE_OF_REFUNDS)
+    version(fields).is_some_and(|version| version > SINGLE_OF_USERS)
 }
 
 fn version(fields: &[(String, String)]) -> Option<i64> {
@@ -55,7 +55,7 @@ impl Decoded {
 pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
-        Some(SINGLE | SINGLE_OF_REFUNDS) => vec![Decoded::new(Ok(EventFields(all().collect())))],
+        Some(SINGLE | SINGLE_OF_REFUNDS | SINGLE_OF_USERS) => vec![Decoded::new(Ok(EventFields(all().collect())))],
         Some(version @ (BATCH | BATCH_WITH_REMOTE_LINES)) => {
             let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
             // A missing field decodes as an empty packed event, which lacks its parts.
@@ -186,6 +186,11 @@ impl Body {
                     prefixed: f.flag("prefixed")?,
                 }
             }
+            "users_put" => Body::UsersPut(f.users("users")?),
+            "user_forgotten" => Body::UserForgotten {
+                user: f.id("user", UserId::new)?,
+                entry: f.entry_if_any(TransactionType::Payment, "debit", at)?,
+            },
             "product_created" => Body::ProductCreated {
                 product: f.id("product", ProductId::new)?,
                 name: f.text("name")?.to_owned(),

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::*;
+use super::{decode::NEXT_EVENT, *};
 
 /// The fields of one event. A linear search is fast enough for their number.
 pub(super) struct EventFields<'a>(pub(super) Vec<(&'a str, &'a str)>);
@@ -118,6 +118,25 @@ impl<'a> EventFields<'a> {
         text.parse().map(Partition).map_err(|_| Self::bad(name, text))
     }
 
+    /// The id of each user, whether the user is new, and the name.
+    pub(super) fn users(&self, name: &str) -> Result<Vec<PutUser>, BadEvent> {
+        let text = self.text(name)?;
+        let user = |packed: &str| {
+            let mut parts = packed.split(SEPARATOR);
+            let (id, is_new, name) = (parts.next()?, parts.next()?, parts.next()?);
+            let is_new = match is_new {
+                "1" => true,
+                "0" => false,
+                _ => return None,
+            };
+            let user = UserId::new(id.parse().ok()?)?;
+            parts.next().is_none().then(|| PutUser { user, is_new, name: name.to_owned() })
+        };
+        let users = text.split(NEXT_EVENT).take(MAX_USERS_PER_EVENT as usize + 1).map(user);
+        let users: Option<Vec<PutUser>> = users.collect();
+        users.filter(|users| users.len() <= MAX_USERS_PER_EVENT as usize).ok_or_else(|| Self::bad(name, text))
+    }
+
     /// `id:count,...`
     pub(super) fn counts<T>(&self, name: &str, new: fn(i64) -> Option<T>) -> Result<Vec<(T, i64)>, BadEvent> {
         let text = self.text(name)?;
@@ -165,7 +184,12 @@ impl<'a> EventFields<'a> {
             amount: self.count(amount)?,
             before: self.count("before")?,
             after: self.count("after")?,
-            order_id: if kind == TransactionType::Charge { None } else { Some(self.id("order", OrderId::new)?) },
+            // A charge has no order, and a forfeited balance neither.
+            order_id: match kind {
+                TransactionType::Charge => None,
+                _ if self.get("kind") == Some("user_forgotten") => None,
+                _ => Some(self.id("order", OrderId::new)?),
+            },
             at,
         })
     }

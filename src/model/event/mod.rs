@@ -1,7 +1,9 @@
 //! The events of the outbox. An event is complete: a reader needs nothing from Redis to apply it.
 //!
 //! A version 1 entry holds one event as a flat list of fields; version 4 the same, of an event that only versions with refunds of
-//! parts and payment providers know. A version 3 entry holds the events of a batched call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does not decode becomes a dead letter.
+//! parts and payment providers know; version 5, that only versions that bring users in know. A version 3 entry holds the events of a batched
+//! call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does
+//! not decode becomes a dead letter.
 
 mod decode;
 mod fields;
@@ -18,6 +20,8 @@ pub const SINGLE: i64 = 1;
 pub const BATCH: i64 = 3;
 /// The version of an entry with one event that versions before refunds of parts must not project.
 pub const SINGLE_OF_REFUNDS: i64 = 4;
+/// The version of an entry with one event about users that versions before bringing users in must not project.
+pub const SINGLE_OF_USERS: i64 = 5;
 /// The version of an entry with a batch of events of releases whose orders had remote lines.
 const BATCH_WITH_REMOTE_LINES: i64 = 2;
 /// Separates the parts of a packed event. No part contains a control character.
@@ -49,6 +53,14 @@ pub struct Record {
     pub reply: String,
 }
 
+/// A user that a decision brought in from elsewhere, or changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PutUser {
+    pub user: UserId,
+    pub is_new: bool,
+    pub name: String,
+}
+
 /// The content of a decision.
 #[derive(Clone, Debug)]
 pub enum Body {
@@ -59,6 +71,13 @@ pub enum Body {
         balance: Won,
         name: String,
         prefixed: bool,
+    },
+    /// Opening balances are entries of their own: [`Body::BalanceCharged`].
+    UsersPut(Vec<PutUser>),
+    UserForgotten {
+        user: UserId,
+        /// The forfeited balance; `None` if there was none.
+        entry: Option<BalanceEntry>,
     },
     ProductCreated {
         product: ProductId,
@@ -359,6 +378,7 @@ impl Body {
             Body::OrderPaid(paid) => paid.entry.as_ref(),
             Body::OrderClosed(closed) => closed.entry.as_ref(),
             Body::OrderRefunded(part) => part.entry.as_ref(),
+            Body::UserForgotten { entry, .. } => entry.as_ref(),
             _ => None,
         }
     }

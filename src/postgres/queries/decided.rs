@@ -8,7 +8,7 @@ use crate::{
 };
 
 row! {
-    /// When a user, a product or a campaign was created (ms), and its name.
+    /// When a user, a product or a campaign was created (ms), and its name. Empty: the user was renamed since.
     CreatedRow { id: i64, name: String, created_at: i64, }
 }
 
@@ -104,7 +104,9 @@ impl Snapshot {
     pub async fn created(&mut self, kind: CreatedKind, ids: &[i64]) -> sqlx::Result<Vec<CreatedRow>> {
         let sql = match kind {
             CreatedKind::User => {
-                "SELECT id, name, (extract(epoch FROM created_at) * 1000)::bigint AS created_at FROM users WHERE id = ANY($1)"
+                "SELECT id, CASE WHEN renamed_at IS NULL THEN name ELSE '' END AS name,
+                     (extract(epoch FROM created_at) * 1000)::bigint AS created_at
+                 FROM users WHERE id = ANY($1)"
             }
             CreatedKind::Product => {
                 "SELECT id, name, (extract(epoch FROM created_at) * 1000)::bigint AS created_at FROM products WHERE id = ANY($1)"

@@ -15,6 +15,7 @@ mod users;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement, Value};
 
+pub(super) use self::users::remove_names;
 use self::{
     coupons::{campaigns, coupons},
     orders::orders,

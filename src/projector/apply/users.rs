@@ -2,8 +2,16 @@
 
 use std::collections::HashSet;
 
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement};
+
 use super::{Apply, ApplyError, column, ms};
-use crate::projector::batch::Batch;
+use crate::{
+    model::{
+        Partition,
+        event::{Body, Event},
+    },
+    projector::batch::Batch,
+};
 
 pub(super) async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
     let new = &batch.new_users;
@@ -31,6 +39,20 @@ pub(super) async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErro
         vec![column!(balances, (id, _) => **id), column!(balances, (_, balance) => **balance)],
     )
     .await?;
+    let names: Vec<_> = batch.names.iter().collect();
+    db.run(
+        "names of users",
+        names.len(),
+        "UPDATE users SET name = new.name, renamed_at = to_timestamp(at::float8 / 1000)
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[]) AS new (id, name, at) WHERE users.id = new.id",
+        vec![
+            column!(names, (id, _) => **id),
+            column!(names, (_, (name, _)) => name.clone()),
+            column!(names, (_, (_, at)) => ms(*at)),
+        ],
+    )
+    .await?;
+    forgotten(db, batch).await?;
     let entries = &batch.entries;
     db.run(
         "balance entries",
@@ -52,4 +74,53 @@ pub(super) async fn users(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyErro
         ],
     )
     .await
+}
+
+async fn forgotten(db: &Apply<'_>, batch: &Batch) -> Result<(), ApplyError> {
+    let forgotten: Vec<_> = batch.forgotten.iter().collect();
+    db.run(
+        "forgotten users",
+        forgotten.len(),
+        "UPDATE users SET name = '', renamed_at = to_timestamp(at::float8 / 1000), forgotten_at = to_timestamp(at::float8 / 1000)
+         FROM unnest($1::bigint[], $2::bigint[]) AS gone (id, at) WHERE users.id = gone.id",
+        vec![column!(forgotten, (id, _) => **id), column!(forgotten, (_, at) => ms(**at))],
+    )
+    .await
+}
+
+/// Removes what else PostgreSQL has of the names of users that these events forget: in the dead letters of their partition, and in
+/// the operator log of versions that kept names in it. What only their number tells stays.
+///
+/// # Errors
+/// PostgreSQL is unavailable.
+pub async fn remove_names(
+    transaction: &DatabaseTransaction,
+    here: Partition,
+    events: impl Iterator<Item = &Event>,
+) -> Result<(), DbErr> {
+    for event in events {
+        let Body::UserForgotten { user, .. } = &event.body else { continue };
+        for sql in [
+            // The only user that the event creates.
+            "UPDATE dead_letters SET fields = fields || '{\"name\": \"\"}'
+             WHERE partition = $1 AND fields->>'kind' = 'users_created' AND fields->>'first' = $2::text
+                AND fields->>'count' = '1'",
+            "UPDATE dead_letters SET fields = jsonb_set(fields, '{users}', to_jsonb(regexp_replace(fields->>'users',
+                 '(^|' || chr(30) || ')(' || $2 || chr(31) || '[01]' || chr(31) || ')[^' || chr(30) || ']*', '\\1\\2', 'g')))
+             WHERE partition = $1 AND fields->>'kind' = 'users_put'",
+            // A reply of an earlier version has the name.
+            "UPDATE dead_letters SET fields = fields - '{key,print,reply}'::text[]
+             WHERE partition = $1 AND fields->>'user' = $2::text",
+            // It can only be read, and not by its fields.
+            "UPDATE dead_letters SET fields = '{\"escaped\": \"\"}'
+             WHERE partition = $1 AND fields->>'escaped' LIKE '%users_put%' || $2 || '%'",
+            "UPDATE operator_log SET detail = ''
+             WHERE $1 >= 0 AND target = 'userId=' || $2
+                AND action IN ('POST /admin/v1/users', 'PUT /admin/v1/users/{userId}')",
+        ] {
+            let values = [i32::from(here.0).into(), user.to_string().into()];
+            transaction.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await?;
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! Of several changes to a row the last one counts, and the changes of a counter are summed.
 
 mod refunds;
+mod users;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -26,6 +27,10 @@ pub struct Batch {
     pub new_users: Vec<UserInsert>,
     /// The final balance, by user.
     pub balances: HashMap<i64, Won>,
+    /// The new name and the time of the change, by user.
+    pub names: HashMap<i64, (String, Millis)>,
+    /// When it was forgotten, by user.
+    pub forgotten: HashMap<i64, Millis>,
     pub new_products: Vec<ProductInsert>,
     /// By product.
     pub descriptions: HashMap<i64, ProductDescription>,
@@ -237,6 +242,8 @@ impl Batch {
                     }
                 }
             }
+            Body::UsersPut(users) => users.iter().for_each(|put| self.put_user(put, at)),
+            Body::UserForgotten { user, entry } => self.forgotten_user(*user, entry.as_ref(), at),
             Body::ProductCreated { product, name, price, units, category, terms } => {
                 let (id, name, category) = (product.get(), name.clone(), category.clone());
                 self.new_products.push(ProductInsert { id, name, category, price: *price, terms: *terms, at });

@@ -11,6 +11,7 @@ use crate::{
         keys::Keys,
         reply_code::ReplyCode,
         script::{self, Invocation},
+        script_reply::ScriptReply,
     },
 };
 
@@ -65,10 +66,10 @@ impl Store {
     ///
     /// # Errors
     /// The [shared refusals](super#shared-refusals).
-    pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Created, Error> {
+    pub async fn product_create(&self, call: &Call, id: ProductId, new: &NewProduct) -> Result<Reply<Created>, Error> {
         let here = self.owner(id.get());
         let keys = Keys(here);
-        let mut invocation = self.begin_unrecorded(call, &script::PRODUCT_CREATE, here);
+        let mut invocation = self.begin(call, &script::PRODUCT_CREATE, here);
         invocation
             .key(keys.product(id))
             .key(keys.price())
@@ -82,7 +83,35 @@ impl Store {
             .arg(new.stock)
             .arg(new.category.as_str())
             .arg(new.terms.to_string());
-        Created::of(&self.decide(call, here, &invocation).await?)
+        let reply = self.decide(call, here, &invocation).await?;
+        Ok(reply.with(Created::of(&reply)?))
+    }
+
+    /// The reply of `product_create.lua`, `None`, or of `product_update.lua` to an earlier request under the call's idempotency key.
+    ///
+    /// # Errors
+    /// The [shared refusals](super#shared-refusals).
+    pub async fn product_put_before(
+        &self,
+        call: &Call,
+        id: ProductId,
+    ) -> Result<Option<Reply<Option<Product>>>, Error> {
+        let here = self.owner(id.get());
+        let Some(reply) = self.recorded(call, here, &script::PRODUCT_UPDATE).await? else { return Ok(None) };
+        match reply.code {
+            ReplyCode::Created => Ok(Some(reply.with(None))),
+            ReplyCode::Updated => Ok(Some(reply.with(Some(self.updated(id, &reply)?.0)))),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    /// The product, and the number of its price, of a reply of `product_update.lua`.
+    fn updated(&self, id: ProductId, reply: &ScriptReply) -> Result<(Product, i64), Error> {
+        let (name, price, stock, category) = (reply.get(0)?, reply.get(1)?, reply.get(2)?, reply.get(3)?);
+        // A reply that an earlier version recorded has no terms.
+        let terms = reply.get::<String>(5).unwrap_or_default().parse().map_err(|_| reply.unexpected())?;
+        let read_at = self.now(self.owner(id.get()));
+        Ok((Product { product_id: id, name, price, stock, category, terms, read_at }, reply.get(4)?))
     }
 
     /// `limit_group_set.lua`: gives a group its limit per user. False, and no change, if it has another one.
@@ -160,15 +189,9 @@ impl Store {
             .arg(patch.terms.of(had.terms).to_string());
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
-            ReplyCode::Updated => {
-                let (name, price, stock, category) = (reply.get(0)?, reply.get(1)?, reply.get(2)?, reply.get(3)?);
-                // A reply that an earlier version recorded has no terms.
-                let terms = reply.get::<String>(5).unwrap_or_default().parse().map_err(|_| reply.unexpected())?;
-                let read_at = self.now(here);
-                let product = Product { product_id: id, name, price, stock, category, terms, read_at };
-                Ok(Some(reply.with((product, reply.get(4)?))))
-            }
-            ReplyCode::Stale => Ok(None),
+            ReplyCode::Updated => Ok(Some(reply.with(self.updated(id, &reply)?))),
+            // A concurrent request under the same key has created the product.
+            ReplyCode::Stale | ReplyCode::Created => Ok(None),
             ReplyCode::ProductNotFound => Err(Error::ProductNotFound),
             ReplyCode::InsufficientStock => Err(Error::InsufficientStock),
             ReplyCode::LimitExceeded => Err(Error::InvalidRequest("the product would have too many units")),

@@ -37,6 +37,13 @@ pub struct Moved {
     pub withheld: i64,
 }
 
+impl Moved {
+    fn of(reply: &ScriptReply) -> Result<Self, Error> {
+        let (opens_at, closes_at) = (Millis(reply.get(0)?), Millis(reply.get(1)?));
+        Ok(Moved { opens_at, closes_at, issued: reply.get(2)?, withheld: reply.get(3)? })
+    }
+}
+
 /// Whether a script created something, or found it and left it as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -49,6 +56,8 @@ impl Created {
         match reply.code {
             ReplyCode::Created => Ok(Created::Now),
             ReplyCode::AlreadyExists => Ok(Created::Before),
+            // A concurrent request under the same key found the record, and changed it.
+            ReplyCode::Updated => Err(Error::InProgress),
             _ => Err(reply.unexpected()),
         }
     }
@@ -192,10 +201,10 @@ impl Store {
         call: &Call,
         terms: &CampaignTerms,
         opens_at: Option<Millis>,
-    ) -> Result<Option<Millis>, Error> {
+    ) -> Result<Option<Reply<Millis>>, Error> {
         let here = self.owner(terms.coupon_id.get());
         let keys = Keys(here);
-        let mut invocation = self.begin_unrecorded(call, &script::CAMPAIGN_CREATE, here);
+        let mut invocation = self.begin(call, &script::CAMPAIGN_CREATE, here);
         invocation
             .key(keys.campaign(terms.coupon_id))
             .key(keys.campaigns())
@@ -210,9 +219,30 @@ impl Store {
             .arg(terms.conditions.to_string());
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
-            ReplyCode::Created => Ok(Some(Millis(reply.get(0)?))),
+            ReplyCode::Created => Ok(Some(reply.with(Millis(reply.get(0)?)))),
             ReplyCode::AlreadyExists => Ok(None),
+            // A concurrent request under the same key found the campaign, and moved its window.
+            ReplyCode::Moved => Err(Error::InProgress),
             ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window is no window")),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
+    /// The reply of `campaign_create.lua`, when the campaign opens, or of `campaign_update.lua` to an earlier request under the
+    /// call's idempotency key.
+    ///
+    /// # Errors
+    /// The [shared refusals](super#shared-refusals).
+    pub async fn campaign_put_before(
+        &self,
+        call: &Call,
+        id: CouponId,
+    ) -> Result<Option<Reply<Result<Moved, Millis>>>, Error> {
+        let here = self.owner(id.get());
+        let Some(reply) = self.recorded(call, here, &script::CAMPAIGN_UPDATE).await? else { return Ok(None) };
+        match reply.code {
+            ReplyCode::Created => Ok(Some(reply.with(Err(Millis(reply.get(0)?))))),
+            ReplyCode::Moved => Ok(Some(reply.with(Ok(Moved::of(&reply)?)))),
             _ => Err(reply.unexpected()),
         }
     }
@@ -243,11 +273,9 @@ impl Store {
             .arg(grace_ms);
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
-            ReplyCode::Moved => {
-                let (opens_at, closes_at) = (Millis(reply.get(0)?), Millis(reply.get(1)?));
-                let moved = Moved { opens_at, closes_at, issued: reply.get(2)?, withheld: reply.get(3)? };
-                Ok(reply.with(moved))
-            }
+            ReplyCode::Moved => Ok(reply.with(Moved::of(&reply)?)),
+            // A concurrent request under the same key has created the campaign.
+            ReplyCode::Created => Err(Error::InProgress),
             ReplyCode::CampaignNotFound => Err(Error::CampaignNotFound),
             ReplyCode::ClosesInPast => Err(Error::InvalidRequest("a campaign can't have closed before now")),
             ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window would be none")),

@@ -125,6 +125,21 @@ impl Store {
         }
     }
 
+    /// `ids_skip.lua`: the next id of a sequence is above `id`.
+    ///
+    /// # Errors
+    /// The [shared refusals](super#shared-refusals). A repeat is safe.
+    pub async fn ids_skip(&self, call: &Call, sequence: &str, id: i64) -> Result<(), Error> {
+        let first = Partition(0);
+        let mut invocation = self.begin_unrecorded(call, &script::IDS_SKIP, first);
+        invocation.key(Keys(first).ids()).arg(sequence).arg(id);
+        let reply = self.decide(call, first, &invocation).await?;
+        match reply.code {
+            ReplyCode::Reserved | ReplyCode::Unchanged => Ok(()),
+            _ => Err(reply.unexpected()),
+        }
+    }
+
     /// `ids_raise.lua`: the next number of a partition's own sequence is above `last`. Begins a sequence that does not exist.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod orders;
 mod payments;
 mod refunds;
 mod transfers;
+mod users;
 
 pub use catalog::*;
 pub use coupons::*;
@@ -27,6 +28,7 @@ pub use orders::*;
 pub use payments::*;
 pub use refunds::*;
 pub use transfers::*;
+pub use users::*;
 
 use super::{
     Store,

@@ -5,5 +5,5 @@ pub mod dashboard;
 pub mod due;
 pub mod ranking;
 pub mod resources;
-mod sold_out;
+pub mod sold_out;
 pub mod stats;

@@ -3,7 +3,7 @@
 //! A read that finds nothing checks the partition's state, so that the reply of a Redis that lost its data is "unavailable"
 //! and not "no such user".
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::anyhow;
 use futures_util::future::try_join_all;
@@ -20,6 +20,14 @@ use crate::{
         script::{self, Invocation},
     },
 };
+
+/// What bringing a user in compares. One that was forgotten has no name.
+#[derive(Clone, Debug)]
+pub struct NamedUser {
+    pub name: Option<String>,
+    /// The number of balance entries.
+    pub entries: i64,
+}
 
 impl Store {
     /// A user's name and balance.
@@ -231,6 +239,45 @@ impl Store {
             Some(Product { product_id: *id, name, price, stock, category, terms, read_at })
         });
         Ok(found.collect())
+    }
+
+    /// The names of users; `None` for one that does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn user_names(&self, ids: &[UserId]) -> Result<Vec<Option<String>>, Error> {
+        let names = ids.iter().map(|id| {
+            let here = self.owner(id.get());
+            let mut read = redis::cmd("HGET");
+            read.arg(Keys(here).user(*id)).arg("name");
+            self.query(here, read)
+        });
+        try_join_all(names).await
+    }
+
+    /// Users as what brings them in compares them; `None` for one that does not exist.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn named_users(&self, ids: &[UserId]) -> Result<Vec<Option<NamedUser>>, Error> {
+        let mut by_owner = BTreeMap::<Partition, Vec<usize>>::new();
+        for (place, id) in ids.iter().enumerate() {
+            by_owner.entry(self.owner(id.get())).or_default().push(place);
+        }
+        let mut named = vec![None; ids.len()];
+        for (here, places) in by_owner {
+            let mut read = redis::pipe();
+            for id in places.iter().filter_map(|place| ids.get(*place)) {
+                read.cmd("HMGET").arg(Keys(here).user(*id)).arg(&["name", "entries"]);
+            }
+            let found: Vec<(Option<String>, Option<i64>)> = self.pipe(here, &read).await?;
+            for (place, (name, entries)) in places.into_iter().zip(found) {
+                if let Some(named) = named.get_mut(place) {
+                    *named = entries.map(|entries| NamedUser { name, entries });
+                }
+            }
+        }
+        Ok(named)
     }
 
     /// The categories of products; `None` for one that does not exist.

@@ -1,9 +1,12 @@
 //! Reads for the cache of sold-out campaigns: the status of a campaign, the holders of its coupons, the users that exist. Each
 //! result is valid in its epoch only.
 
+use std::time::{Duration, Instant};
+
 use redis::FromRedisValue;
 
 use crate::{
+    config::MAX_LEASE_MS,
     model::{CouponId, Error, Millis, Partition, Position, UserId},
     redis::{Store, keys::Keys, partition_closed},
 };
@@ -24,8 +27,16 @@ pub struct CampaignStatus {
     pub window: (Millis, Millis),
 }
 
-/// `epoch`, `seq` and `frozen` of a partition's `meta`.
-type EpochFields = (Option<i64>, Option<i64>, Option<String>);
+/// `epoch`, `seq`, `frozen` and `forgotten` of a partition's `meta`.
+type EpochFields = (Option<i64>, Option<i64>, Option<String>, Option<i64>);
+
+/// What holds of users for as long as it is the same: the epoch of their partition, and what changes with each user that is
+/// forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UserGeneration {
+    pub epoch: i64,
+    pub forgotten: i64,
+}
 
 impl Store {
     /// Whether a partition is known to be open, so that commands need no check first.
@@ -44,7 +55,8 @@ impl Store {
         read.cmd("HMGET").arg(Keys(here).campaign(id)).arg(&fields);
         read.cmd("SCARD").arg(Keys(here).holders(id));
         type CampaignFields = (Option<i64>, Option<i64>, Option<i64>, Option<String>, Option<i64>, Option<i64>);
-        let (epoch, (campaign, holders)): (_, (CampaignFields, usize)) = self.in_epoch(here, &read).await?;
+        let (UserGeneration { epoch, .. }, (campaign, holders)): (_, (CampaignFields, usize)) =
+            self.in_epoch(here, &read).await?;
         let (total, issued, withheld, reopening, opens_at, closes_at) = campaign;
         let taken = issued.unwrap_or(0) + withheld.unwrap_or(0);
         let given_out = total.is_some_and(|total| taken >= total) && reopening.is_none();
@@ -81,12 +93,31 @@ impl Store {
         }
     }
 
-    /// The epoch, and for each of these users of partition `here` whether the user exists.
+    /// The generation of the users of a partition; `None` if the last read of it was so long ago that a user may have been forgotten.
+    pub fn user_generation(&self, here: Partition) -> Option<UserGeneration> {
+        let watermark = self.watermark(here);
+        let epoch = watermark.epoch();
+        let forgotten = watermark.forgotten(epoch, Duration::from_millis(MAX_LEASE_MS)).filter(|_| watermark.is_open());
+        forgotten.map(|forgotten| UserGeneration { epoch, forgotten })
+    }
+
+    /// Reads the generation of the users of a partition.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], also if a new epoch began meanwhile.
-    pub async fn users_exist(&self, here: Partition, users: &[UserId]) -> Result<(i64, Vec<bool>), Error> {
+    /// [`Error::Unavailable`].
+    pub async fn read_user_generation(&self, here: Partition) -> Result<(), Error> {
+        self.in_epoch::<Vec<redis::Value>>(here, &redis::pipe()).await.map(drop)
+    }
+
+    /// The generation, and for each of these users of partition `here` whether the user exists.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], also if a new generation began meanwhile.
+    pub async fn users_exist(&self, here: Partition, users: &[UserId]) -> Result<(UserGeneration, Vec<bool>), Error> {
         let (epoch, found) = self.count_users(here, &[users]).await?;
+        if epoch.forgotten > 0 {
+            return self.users_named(here, users).await;
+        }
         if found == [users.len()] {
             return Ok((epoch, vec![true; users.len()]));
         }
@@ -99,7 +130,7 @@ impl Store {
         let (last, each) =
             if singles.is_empty() { (again, Vec::new()) } else { self.count_users(here, &singles).await? };
         if (again, last) != (epoch, epoch) {
-            return Err(Error::unavailable("a new epoch began"));
+            return Err(Error::unavailable("a new generation of users began"));
         }
         let mut each = each.into_iter();
         let mut exist = Vec::with_capacity(users.len());
@@ -113,8 +144,17 @@ impl Store {
         Ok((epoch, exist))
     }
 
+    /// The generation, and for each of these users whether it has a name, which one that was forgotten has not.
+    async fn users_named(&self, here: Partition, users: &[UserId]) -> Result<(UserGeneration, Vec<bool>), Error> {
+        let mut read = redis::pipe();
+        for user in users {
+            read.cmd("HEXISTS").arg(Keys(here).user(*user)).arg("name");
+        }
+        self.in_epoch(here, &read).await
+    }
+
     /// The number of existing users in each group.
-    async fn count_users(&self, here: Partition, groups: &[&[UserId]]) -> Result<(i64, Vec<usize>), Error> {
+    async fn count_users(&self, here: Partition, groups: &[&[UserId]]) -> Result<(UserGeneration, Vec<usize>), Error> {
         let mut read = redis::pipe();
         for group in groups {
             let exist = read.cmd("EXISTS");
@@ -125,14 +165,18 @@ impl Store {
         self.in_epoch(here, &read).await
     }
 
-    /// Runs these reads at one moment. Returns its epoch and their results.
-    async fn in_epoch<T: FromRedisValue>(&self, here: Partition, reads: &redis::Pipeline) -> Result<(i64, T), Error> {
+    /// Runs these reads at one moment. Returns its generation and their results.
+    async fn in_epoch<T: FromRedisValue>(
+        &self,
+        here: Partition,
+        reads: &redis::Pipeline,
+    ) -> Result<(UserGeneration, T), Error> {
         let watermark = self.watermark(here);
         // Load before the reads: the partition must have everything acknowledged so far.
-        let acknowledged = watermark.acknowledged();
+        let (acknowledged, began) = (watermark.acknowledged(), Instant::now());
         let mut read = redis::pipe();
         read.atomic();
-        read.cmd("HMGET").arg(Keys(here).meta()).arg(&["epoch", "seq", "frozen"]);
+        read.cmd("HMGET").arg(Keys(here).meta()).arg(&["epoch", "seq", "frozen", "forgotten"]);
         for command in reads.cmd_iter() {
             read.add_command(command.clone());
         }
@@ -142,7 +186,7 @@ impl Store {
         };
         let rest = redis::Value::Array(values.split_off(values.len().min(1)));
         let meta = values.pop().unwrap_or(redis::Value::Nil);
-        let (Some(epoch), Some(seq), None) = EpochFields::from_redis_value(meta).map_err(unreadable)? else {
+        let (Some(epoch), Some(seq), None, forgotten) = EpochFields::from_redis_value(meta).map_err(unreadable)? else {
             watermark.invalidate();
             return Err(partition_closed());
         };
@@ -153,6 +197,8 @@ impl Store {
             return Err(partition_closed());
         }
         watermark.advance(position);
-        Ok((epoch, T::from_redis_value(rest).map_err(unreadable)?))
+        let generation = UserGeneration { epoch, forgotten: forgotten.unwrap_or(0) };
+        watermark.record_forgotten(epoch, generation.forgotten, began);
+        Ok((generation, T::from_redis_value(rest).map_err(unreadable)?))
     }
 }

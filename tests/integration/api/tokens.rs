@@ -254,3 +254,78 @@ async fn request_unavailable_when_issuer_unreachable() {
     send(&test, &Method::GET, "/api/v1/products", None, None).await.ok();
     test.finish().await;
 }
+
+fn creating(partitions: u16) -> Options {
+    let auth = AuthConfig {
+        auth: Auth::Jwt,
+        auth_jwt_secret: Some(Secret::new(SECRET)),
+        auth_create_users: true,
+        ..AuthConfig::default()
+    };
+    Options { partitions, auth, ..Options::default() }
+}
+
+/// A token with a name.
+fn named_token(test: &TestApp, user: i64, name: &Value) -> String {
+    let expires = test.clock.now().0 / 1000 + 3600;
+    token_of(SECRET, &json!({"sub": user.to_string(), "name": name, "exp": expires}))
+}
+
+#[tokio::test]
+async fn token_of_unknown_user_creates_user_once() {
+    for partitions in [1, 3] {
+        let test = TestApp::with(creating(partitions)).await;
+        let token = named_token(&test, 70_001, &json!("이다은"));
+        let balance = || send(&test, &Method::GET, "/api/v1/balances/70001", None, Some(&token));
+        let charge = json!({"amount": 5});
+        let charges = (0..8).map(|_| send(&test, &Method::PUT, "/api/v1/balances/70001", Some(&charge), Some(&token)));
+        for (shown, charged) in std::iter::zip(
+            futures_util::future::join_all((0..8).map(|_| balance())).await,
+            futures_util::future::join_all(charges).await,
+        ) {
+            assert_eq!(shown.ok()["userName"], "이다은");
+            charged.ok();
+        }
+        assert_eq!(balance().await.ok()["balance"], 40);
+        // New ids are above it.
+        assert_eq!(test.user(0).await, 70_002);
+        // A name that no user can have, and none.
+        for (user, name) in [(80_001, json!("x".repeat(101))), (80_002, json!(7)), (80_003, json!(" "))] {
+            let token = named_token(&test, user, &name);
+            let path = format!("/api/v1/balances/{user}");
+            let shown = send(&test, &Method::GET, &path, None, Some(&token)).await.ok();
+            assert_eq!(shown["userName"], format!("user-{user}"));
+        }
+        // A user that exists keeps its name.
+        let own = test.user(3).await;
+        let renaming = named_token(&test, own, &json!("x"));
+        let path = format!("/api/v1/balances/{own}");
+        assert_ne!(send(&test, &Method::GET, &path, None, Some(&renaming)).await.ok()["userName"], "x");
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn token_creates_no_user_when_invalid_forgotten_or_too_high() {
+    let test = TestApp::with(creating(3)).await;
+    let before = test.snapshot().await;
+    let get = |user: i64, token: &str| {
+        let (path, token) = (format!("/api/v1/balances/{user}"), token.to_owned());
+        let test = &test;
+        async move { send(test, &Method::GET, &path, None, Some(&token)).await }
+    };
+    let forged = token_of("another secret of thirty-two bytes", &json!({"sub": "5", "exp": 4_102_444_800_i64}));
+    get(5, &forged).await.refused(401, "INVALID_TOKEN");
+    let highest = i64::pow(2, 53) - 1;
+    get(highest, &token(&test, highest)).await.refused(404, "USER_NOT_FOUND");
+    let open = test.client.get(format!("{}/api/v1/products", test.base)).bearer_auth(token(&test, 6));
+    read(open).await.ok();
+    assert_eq!(test.snapshot().await, before);
+
+    get(70_001, &token(&test, 70_001)).await.ok();
+    assert_eq!(test.send(Method::DELETE, "/admin/v1/users/70001", None, None).await.status, 204);
+    let before = test.snapshot().await;
+    get(70_001, &token(&test, 70_001)).await.refused(404, "USER_NOT_FOUND");
+    assert_eq!(test.snapshot().await, before);
+    test.finish().await;
+}

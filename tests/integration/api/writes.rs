@@ -14,6 +14,8 @@ const ELSEWHERE: &[&str] = &[
     "POST /admin/v1/withheld/release",
     "POST /admin/v1/products/{productId}/release",
     "POST /admin/v1/coupons/{couponId}/release",
+    // It can't be repeated.
+    "DELETE /admin/v1/users/{userId}",
 ];
 
 /// A write that succeeds once, and another request to the same endpoint by the same caller.
@@ -72,6 +74,15 @@ pub async fn writes(test: &TestApp) -> Vec<Write> {
         post("/admin/v1/users/bulk", json!({"count": 600, "balance": 7}), json!({"count": 601, "balance": 7})),
         post("/admin/v1/products", new_product(1), new_product(2)),
         post("/admin/v1/coupons", new_campaign(1), new_campaign(2)),
+        write(
+            Method::PUT,
+            "/admin/v1/users/70001".to_owned(),
+            json!({"userName": "x", "balance": 7}),
+            json!({"userName": "y", "balance": 7}),
+        ),
+        write(Method::PUT, "/admin/v1/products/70001".to_owned(), new_product(1), new_product(2)),
+        write(Method::PUT, format!("/admin/v1/products/{product}"), new_product(1), new_product(2)),
+        write(Method::PUT, "/admin/v1/coupons/70001".to_owned(), new_campaign(1), new_campaign(2)),
         write(
             Method::PATCH,
             format!("/admin/v1/products/{product}"),

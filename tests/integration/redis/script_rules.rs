@@ -22,6 +22,7 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("coupon_issue", &["ISSUED"]),
     ("ids_raise", &["RAISED"]),
     ("ids_reserve", &["RESERVED", "ALLOCATED"]),
+    ("ids_skip", &["RESERVED"]),
     ("ids_split", &["SPLIT"]),
     ("coupon_release", &["COUPONS_RELEASED"]),
     ("coupon_release_prepare", &["RELEASE_PREPARED"]),
@@ -50,7 +51,9 @@ const EFFECTS: &[(&str, &[&str])] = &[
     ("stock_regain", &["REGAINED"]),
     ("stock_release", &["UNITS_RELEASED"]),
     ("stock_return", &["RETURNED"]),
+    ("user_forget", &["FORGOTTEN"]),
     ("users_create", &["CREATED"]),
+    ("users_put", &["UPDATED"]),
 ];
 
 fn files(dir: &str) -> BTreeMap<String, String> {

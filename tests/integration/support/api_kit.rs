@@ -49,6 +49,8 @@ const CODES: &[(&str, u16, &str)] = &[
     ("DEAD_LETTER_NOT_FOUND", 404, ""),
     ("DEAD_LETTER_REFUSED", 409, ""),
     ("NO_PAYMENT_UNDER_WAY", 409, ""),
+    ("ORDERS_OPEN", 409, ""),
+    ("BALANCE_LEFT", 409, ""),
     ("NOT_FOUND", 404, ""),
     ("METHOD_NOT_ALLOWED", 405, ""),
     ("REQUEST_TIMEOUT", 408, ""),
@@ -76,6 +78,10 @@ pub async fn post(test: &TestApp, path: &str, body: Value) -> Reply {
 
 pub async fn put(test: &TestApp, path: &str, body: Value) -> Reply {
     send(test, Method::PUT, path, Some(body), None).await
+}
+
+pub async fn delete(test: &TestApp, path: &str) -> Reply {
+    send(test, Method::DELETE, path, None, None).await
 }
 
 pub async fn patch(test: &TestApp, path: &str, body: Value) -> Reply {

@@ -5,12 +5,15 @@
 
 mod refunds;
 mod runs;
+mod terms;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use firstcome::model::{Partition, *};
 use proptest::{prelude::*, test_runner::TestRunner};
 
+use self::terms::{OpConditions, OpTerms, category, conditions, terms};
 use crate::support::harness::{Options, TestApp, call};
 
 /// One operation. Users, products, campaigns and orders are named by index; an index past the last one names an unknown id.
@@ -18,6 +21,15 @@ use crate::support::harness::{Options, TestApp, call};
 enum Op {
     User {
         balance: i64,
+    },
+    /// Brings a user in under an id from elsewhere, or renames one.
+    PutUser {
+        user: usize,
+        balance: i64,
+    },
+    Forget {
+        user: usize,
+        forfeits: bool,
     },
     Product {
         price: i64,
@@ -93,74 +105,13 @@ enum Op {
     },
 }
 
-/// Terms of sale, with times from now.
-#[derive(Clone, Copy, Debug, Default)]
-struct OpTerms {
-    opens_in: Option<i64>,
-    closes_in: Option<i64>,
-    limit: Option<i64>,
-    group: Option<usize>,
-}
-
-impl OpTerms {
-    fn at(self, now: Millis) -> SaleTerms {
-        SaleTerms {
-            opens_at: self.opens_in.map(|ms| now.plus(ms)),
-            closes_at: self.closes_in.map(|ms| now.plus(ms)),
-            limit_per_user: self.limit,
-            limit_group: self.group.map(|group| format!("G-{group}").parse().unwrap()),
-        }
-    }
-}
-
-/// Conditions of a coupon. The products of even places are of one category, the others of another.
-#[derive(Clone, Copy, Debug, Default)]
-struct OpConditions {
-    least: Option<i64>,
-    most: Option<i64>,
-    product: Option<usize>,
-    of_even: Option<bool>,
-}
-
-impl OpConditions {
-    fn qualifies(self, product: usize) -> bool {
-        let of_all = self.product.is_none() && self.of_even.is_none();
-        of_all || self.product == Some(product) || self.of_even == Some(product.is_multiple_of(2))
-    }
-}
-
-fn category(product: usize) -> Category {
-    if product.is_multiple_of(2) { "EVEN" } else { "ODD" }.parse().unwrap()
-}
-
-fn conditions() -> impl Strategy<Value = OpConditions> {
-    let won = || prop::option::weighted(0.3, prop_oneof![1..50i64, 1..1_000i64]);
-    let places = (prop::option::weighted(0.2, 0..6usize), prop::option::weighted(0.2, any::<bool>()));
-    (won(), won(), places).prop_map(|(least, most, (product, of_even))| OpConditions { least, most, product, of_even })
-}
-
-fn terms() -> impl Strategy<Value = OpTerms> {
-    let time = || prop::option::weighted(0.3, prop_oneof![Just(0), -2_000..2_000i64, -2_000_000..90_000_000i64]);
-    // Usually the limit that a group has.
-    let limit = prop_oneof![
-        3 => Just((None, None)),
-        2 => (1..5i64).prop_map(|limit| (Some(limit), None)),
-        3 => (0..2usize).prop_map(|group| (Some(2 + group as i64), Some(group))),
-        1 => (prop::option::of(1..5i64), (0..2usize).prop_map(Some)),
-    ];
-    (time(), time(), limit).prop_map(|(opens_in, closes_in, (limit, group))| OpTerms {
-        opens_in,
-        closes_in,
-        limit,
-        group,
-    })
-}
-
 fn op() -> impl Strategy<Value = Op> {
     let pick = || 0..6usize;
     let money = || prop_oneof![Just(0), 1..2_000i64, 1..100_000i64];
     prop_oneof![
         2 => money().prop_map(|balance| Op::User { balance }),
+        2 => (pick(), money()).prop_map(|(user, balance)| Op::PutUser { user, balance }),
+        1 => (2..6usize, any::<bool>()).prop_map(|(user, forfeits)| Op::Forget { user, forfeits }),
         2 => (prop_oneof![Just(0), 1..500i64, Just(MAX_PRICE)], 0..6i64, terms())
             .prop_map(|(price, stock, terms)| Op::Product { price, stock, terms }),
         2 => (pick(), terms()).prop_map(|(product, terms)| Op::Terms { product, terms }),
@@ -241,6 +192,9 @@ struct Model {
     /// The reply under each operation's key, if it had an effect.
     records: BTreeMap<usize, String>,
     user_ids: Vec<i64>,
+    /// Of the users that were put, by operation.
+    put_ids: BTreeMap<usize, i64>,
+    forgotten: BTreeSet<usize>,
     product_ids: Vec<i64>,
     coupon_ids: Vec<i64>,
 }
@@ -308,7 +262,7 @@ impl Model {
     }
 
     fn issue(&mut self, now: i64, user: usize, coupon: usize) -> Result<String, &'static str> {
-        if user >= self.users.len() {
+        if !self.exists(user) {
             return Err("UserNotFound");
         }
         let Some((_, total, opens, closes, _)) = self.campaigns.get(coupon).copied() else {
@@ -333,7 +287,7 @@ impl Model {
         order_of_lines: &[usize],
         coupon: Option<usize>,
     ) -> Result<String, &'static str> {
-        if user >= self.users.len() {
+        if !self.exists(user) {
             return Err("UserNotFound");
         }
         let open = self.orders.iter().filter(|order| order.user == user && order.status == "PENDING").count();

@@ -79,6 +79,9 @@ impl Model {
                 return Err("InvalidOrder");
             }
         }
+        if by.is_some_and(|user| self.forgotten.contains(&user)) {
+            return Err("OrderNotFound");
+        }
         let value =
             |lines: &BTreeMap<usize, (i64, i64)>| lines.values().map(|(units, price)| units * price).sum::<i64>();
         let (paid, total, before) = (found.final_price, found.total, found.left_price);

@@ -26,8 +26,15 @@ impl Run {
                 | Op::Cancel { .. }
                 | Op::Refund { .. }
                 | Op::UpdateWindow { .. }
+                | Op::PutUser { .. }
         );
         if repeat && !keyed {
+            return;
+        }
+        // A repeat for a user that was forgotten meanwhile may get the first reply, or none.
+        if let (true, Op::Charge { user, .. } | Op::Issue { user, .. }) = (repeat, &op)
+            && self.model.forgotten.contains(user)
+        {
             return;
         }
         let before = self.model.orders.len();
@@ -36,7 +43,7 @@ impl Run {
         let expected = match self.model.records.get(&index) {
             Some(first) => format!("{first} replayed"),
             None => {
-                let expected = self.expected_reply(&op);
+                let expected = self.expected_reply(index, &op);
                 if let (true, Ok(first)) = (keyed, &expected) {
                     self.model.records.insert(index, first.clone());
                 }
@@ -71,6 +78,18 @@ impl Run {
                 let user = engine.create_user(&call, new).await.unwrap().value;
                 self.model.user_ids.push(user.user_id.get());
                 Ok(("created".into(), None))
+            }
+            Op::PutUser { user, balance } => {
+                let id = self.model.put_id(index, *user);
+                let new = NewUser { name: format!("put {index}"), balance: *balance };
+                let put = engine.put_user(&call, id, new).await;
+                put.map(|Reply { value, replayed }| {
+                    (done(format!("put {:?} {}", value.outcome, value.value.balance), replayed), None)
+                })
+            }
+            Op::Forget { user, forfeits } => {
+                let forgotten = engine.forget_user(&call, self.model.user_id(*user), *forfeits).await;
+                forgotten.map(|()| ("forgotten".into(), None))
             }
             Op::Product { price, stock, terms } => {
                 let (category, terms) = (category(self.model.product_ids.len()), terms.at(now));
@@ -239,7 +258,7 @@ impl Run {
         result.unwrap_or_else(|error| (name(&error), None))
     }
 
-    fn expected_reply(&mut self, op: &Op) -> Result<String, &'static str> {
+    fn expected_reply(&mut self, index: usize, op: &Op) -> Result<String, &'static str> {
         let now = self.test.clock.now();
         let owner = |order: usize, user: Option<usize>| self.owner(order, user);
         match op {
@@ -250,6 +269,8 @@ impl Run {
                 }
                 Ok("created".into())
             }
+            Op::PutUser { balance, .. } => self.model.put(index, *balance),
+            Op::Forget { user, forfeits } => self.model.forget(*user, *forfeits),
             Op::Product { price, stock, terms } => {
                 if !self.model.accepts(terms.at(now)) {
                     return Err("InvalidRequest");
@@ -289,7 +310,7 @@ impl Run {
             }
             Op::UpdateWindow { coupon, opens_in, closes_in } => self.model.moved(now.0, *coupon, *opens_in, *closes_in),
             Op::Charge { user, amount } => {
-                if *user >= self.model.users.len() {
+                if !self.model.exists(*user) {
                     return Err("UserNotFound");
                 }
                 self.model.entry(*user, TransactionType::Charge, *amount);
@@ -337,6 +358,10 @@ impl Run {
         let mut seen = BTreeSet::new();
         for (user, (balance, entries)) in model.users.iter().enumerate() {
             let id = model.user_id(user);
+            if model.forgotten.contains(&user) {
+                assert!(matches!(engine.balance(id).await, Err(Error::UserNotFound)));
+                continue;
+            }
             assert_eq!(engine.balance(id).await.unwrap().balance, *balance);
             let history = engine.history(id, 1000, None).await.unwrap();
             let history: Vec<_> = history.iter().map(|e| (e.kind, e.amount, e.before, e.after)).collect();
@@ -356,7 +381,8 @@ impl Run {
                 seen.insert((campaign, user));
             }
         }
-        assert_eq!(seen, model.coupons.keys().copied().collect());
+        let held = model.coupons.keys().copied().filter(|(_, user)| !model.forgotten.contains(user));
+        assert_eq!(seen, held.collect());
         for (coupon, (_, _, opens, closes, _)) in model.campaigns.iter().enumerate() {
             let found = engine.campaign(CouponId::new(model.coupon_ids[coupon]).unwrap()).await.unwrap();
             let window = (found.terms.opens_at.0, found.terms.closes_at.0);

@@ -1,10 +1,12 @@
 //! The operators' API and the status endpoints: authentication, every operation, readiness.
 
 mod catalog;
+mod forgetting;
 mod orders;
 mod sales;
 mod status;
 mod terms;
+mod upserts;
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -168,6 +168,18 @@ pub async fn busy_day(test: &TestApp) {
         let patch = json!({"closesAt": closes_at});
         test.send(Method::PATCH, &format!("/admin/v1/coupons/{percent}"), Some(&patch), None).await.ok();
     }
+    // From elsewhere: new, renamed, and with an opening balance for one that has none yet.
+    for (foreign, name, balance) in
+        [(501, "가", 700), (502, "나", 0), (501, "다", 900), (502, "나", 30), (502, "라", 0)]
+    {
+        test.put(&format!("/admin/v1/users/{foreign}"), json!({"userName": name, "balance": balance})).await;
+    }
+    // Forgotten, with a balance and without.
+    for gone in
+        ["501?forfeit=true".to_owned(), (user + 2).to_string() + "?forfeit=true", test.user(0).await.to_string()]
+    {
+        test.send(Method::DELETE, &format!("/admin/v1/users/{gone}"), None, None).await;
+    }
 }
 
 /// Adds an entry to the outbox as a script does, with the next position if `position` is set.

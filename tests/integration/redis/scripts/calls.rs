@@ -31,9 +31,35 @@ impl Bench {
         raw
     }
 
+    pub(super) fn users_put(&self, users: &[(i64, &str, i64)]) -> Raw {
+        let keys = self.keys(users[0].0);
+        let mut raw = self.begin(&script::USERS_PUT, keys);
+        for (id, name, balance) in users {
+            raw.keys.push(user_key(keys, *id));
+            raw.args.extend(strings([id, name, balance]));
+        }
+        raw
+    }
+
+    pub(super) fn user_forget(&self, user: i64, forfeits: bool) -> Raw {
+        let keys = self.keys(user);
+        let mut raw = self.begin_unrecorded(&script::USER_FORGET, keys);
+        raw.keys.push(user_key(keys, user));
+        raw.args.extend(strings([&user, &u8::from(forfeits)]));
+        raw
+    }
+
+    pub(super) fn ids_skip(&self, sequence: &str, id: i64) -> Raw {
+        let keys = Keys(Partition(0));
+        let mut raw = self.begin_unrecorded(&script::IDS_SKIP, keys);
+        raw.keys.push(keys.ids());
+        raw.args.extend(strings([&sequence, &id]));
+        raw
+    }
+
     pub fn product_create(&self, id: i64, price: i64, units: i64) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin_unrecorded(&script::PRODUCT_CREATE, keys);
+        let mut raw = self.begin(&script::PRODUCT_CREATE, keys);
         raw.keys.extend([product_key(keys, id), keys.price(), keys.stock(), keys.catalogue(), keys.category("TOP")]);
         raw.keys.push(keys.price_version());
         raw.args.extend(strings([&id, &"셔츠", &price, &units, &"TOP", &""]));
@@ -51,7 +77,7 @@ impl Bench {
 
     pub fn campaign_create(&self, id: i64, kind: &str, amount: i64, total: i64) -> Raw {
         let keys = self.keys(id);
-        let mut raw = self.begin_unrecorded(&script::CAMPAIGN_CREATE, keys);
+        let mut raw = self.begin(&script::CAMPAIGN_CREATE, keys);
         raw.keys.extend([campaign_key(keys, id), keys.campaigns()]);
         let (opens, closes, expires) = (START.0, START.0 + HOUR_MS, START.0 + 2 * HOUR_MS);
         raw.args.extend(strings([&id, &"CODE", &kind, &amount, &total, &opens, &closes, &expires, &""]));

@@ -17,13 +17,14 @@ async fn creation_scripts_match_headers() {
 
     let product = bench.product_create(1, 1_000_000_000_000, 1_000_000_000);
     bench.needs_open_partition(&product).await;
-    let (_, event) = bench.decides("CREATED", &product).await;
+    bench.needs_its_own_key(&product, true).await;
+    let (_, event) = bench.decides_once("CREATED", &product).await;
     let Body::ProductCreated { product: id, name, price, units, category, terms } = &event.body else {
         panic!("{event:?}")
     };
     assert_eq!((id.get(), name.as_str(), *price, *units), (1, "셔츠", 1_000_000_000_000, 1_000_000_000));
     assert_eq!((category.as_str(), *terms), ("TOP", SaleTerms::default()));
-    bench.leaves_all("ALREADY_EXISTS", &product.with(5, 5)).await;
+    bench.leaves_all("ALREADY_EXISTS", &product.with(7, 5)).await;
 
     let update = bench.product_update(1, "OUTER").with(6, "자켓").with(7, 7).with(10, -5);
     bench.needs_open_partition(&update).await;
@@ -58,17 +59,18 @@ async fn creation_scripts_match_headers() {
 
     let campaign = bench.campaign_create(1, "PERCENTAGE", 20, 3);
     bench.needs_open_partition(&campaign).await;
-    let (_, event) = bench.decides("CREATED", &campaign).await;
+    bench.needs_its_own_key(&campaign, true).await;
+    let (_, event) = bench.decides_once("CREATED", &campaign).await;
     let Body::CampaignCreated(terms) = &event.body else { panic!("{event:?}") };
     assert_eq!((terms.coupon_id.get(), terms.code.as_str(), terms.total), (1, "CODE", 3));
     assert_eq!((terms.discount.kind, terms.discount.amount), (DiscountType::Percentage, 20));
     assert_eq!((terms.opens_at, terms.closes_at), (START, START.plus(HOUR_MS)));
     assert_eq!(terms.expires_at, START.plus(2 * HOUR_MS));
-    bench.leaves_all("ALREADY_EXISTS", &campaign.with(7, 9)).await;
+    bench.leaves_all("ALREADY_EXISTS", &campaign.with(9, 9)).await;
     // Without a beginning the campaign opens at the script's time; an empty window is refused.
-    let at_once = bench.campaign_create(3, "FIXED", 10, 3).with(8, "");
-    bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0)).await;
-    bench.leaves_all("INVALID_WINDOW", &at_once.with(9, START.0 + 2 * HOUR_MS + 1)).await;
+    let at_once = bench.campaign_create(3, "FIXED", 10, 3).with(10, "");
+    bench.leaves_all("INVALID_WINDOW", &at_once.with(11, START.0)).await;
+    bench.leaves_all("INVALID_WINDOW", &at_once.with(11, START.0 + 2 * HOUR_MS + 1)).await;
     let (reply, event) = bench.decides("CREATED", &at_once).await;
     assert_eq!(reply[3], START.0.to_string());
     assert!(matches!(&event.body, Body::CampaignCreated(terms) if terms.opens_at == START), "{event:?}");

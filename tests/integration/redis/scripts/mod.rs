@@ -12,6 +12,7 @@ mod refunds;
 mod retention;
 mod terms;
 mod transfers;
+mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -268,7 +269,12 @@ impl Bench {
             // The event carries what the record says, so that it outlives Redis.
             let record = event.record.as_ref().unwrap_or_else(|| panic!("no record in the event at {place}"));
             assert_eq!((record.digest.as_str(), record.fingerprint.as_str()), (&*format!("key-{seq}"), "mine"));
-            assert_eq!(unpack_reply(&record.reply).unwrap(), reply, "at {place}");
+            let mut kept = reply.clone();
+            if word == "CHARGED" {
+                // A record has no name.
+                kept[3].clear();
+            }
+            assert_eq!(unpack_reply(&record.reply).unwrap(), kept, "at {place}");
             let again = self.leaves_all("REPLAYED", &raw).await;
             assert_eq!(again[1..], reply, "at {place}");
             self.leaves_all("KEY_REUSED", &raw.keyed(&format!("key-{seq}"), "another")).await;

@@ -42,7 +42,7 @@ async fn order_place_matches_header() {
     for (id, terms) in
         [(6, format!("{opens}|{closes}||")), (7, "||2|".into()), (8, "||2|G-1".into()), (9, "||2|G-1".into())]
     {
-        bench.run(&bench.product_create(id, 10, i64::from(id != 9)).with(8, terms)).await;
+        bench.run(&bench.product_create(id, 10, i64::from(id != 9)).with(10, terms)).await;
     }
     bench.run(&bench.limit_group_set("G-1", 2)).await;
     for (lines, word) in [
@@ -108,8 +108,8 @@ async fn order_checkout_matches_header() {
         bench.product_create(2, 300, 1),
         bench.product_create(3, 100, 0),
         bench.product_create(4, 1_000_000_000_000, 10_000),
-        bench.product_create(5, 0, 9).with(8, "||2|G-1"),
-        bench.product_create(6, 10, 9).with(8, format!("{}|||", START.0 + 1)),
+        bench.product_create(5, 0, 9).with(10, "||2|G-1"),
+        bench.product_create(6, 10, 9).with(10, format!("{}|||", START.0 + 1)),
         bench.limit_group_set("G-1", 2),
         bench.campaign_create(1, "FIXED", 500, 5),
         bench.coupon_issue(1, 1),

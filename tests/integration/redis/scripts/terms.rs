@@ -20,7 +20,7 @@ async fn limits_counted_by_orders_and_given_back_by_their_ends() {
     let mut bench = Bench::start(1).await;
     bench.run(&bench.users_create(1, 1, 1_000)).await;
     for (id, terms) in [(1, ""), (2, "||5|"), (3, "||4|G"), (4, "||4|G")] {
-        bench.run(&bench.product_create(id, 100, 50).with(8, terms)).await;
+        bench.run(&bench.product_create(id, 100, 50).with(10, terms)).await;
     }
     bench.run(&bench.limit_group_set("G", 4)).await;
     let (_, event) = bench.decides("PLACED", &bench.place(10, 1, &[(1, 1), (2, 2), (3, 1), (4, 1)])).await;

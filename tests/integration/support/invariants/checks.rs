@@ -256,8 +256,11 @@ pub(super) async fn redis_against_postgres(all: &Redis, pool: &PgPool, partition
 
     let rows = sqlx::query("SELECT id, name, balance FROM users").fetch_all(pool).await.unwrap();
     let there: BTreeMap<i64, (String, i64)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
-    let here: BTreeMap<i64, (String, i64)> =
-        all.users.iter().map(|(id, user)| (*id, (user["name"].clone(), int(user, "balance")))).collect();
+    let here: BTreeMap<i64, (String, i64)> = all
+        .users
+        .iter()
+        .map(|(id, user)| (*id, (user.get("name").cloned().unwrap_or_default(), int(user, "balance"))))
+        .collect();
     assert_eq!(here, there, "users");
 
     let entries: Vec<(i64, i64)> =
