@@ -3,6 +3,7 @@
 mod audit;
 mod dev;
 mod health;
+mod import;
 mod listeners;
 mod migrate;
 mod project;
@@ -48,6 +49,9 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Puts the demo catalogue into a store without products, and ends
     Seed(Box<seed::SeedArgs>),
+    /// Brings users, products or coupons in from a file, under the ids that they have there, beside running services or alone, and
+    /// ends: with status 0 if every row was taken, 1 if some are in the file of rejected rows. Running it again changes nothing
+    Import(Box<import::ImportArgs>),
     /// Puts Redis back together from PostgreSQL, after a loss, and ends
     Rebuild(Box<rebuild::RebuildArgs>),
     /// Recomputes every conservation law from Redis and PostgreSQL, while they work, and ends: with status 0 if the books
@@ -104,6 +108,7 @@ impl Command {
             Command::Project(options) => project::run(*options).await,
             Command::Migrate(options) => migrate::run(options).await,
             Command::Seed(options) => seed::run(*options).await,
+            Command::Import(options) => import::run(*options).await,
             Command::Rebuild(options) => rebuild::run(*options).await,
             Command::Audit(options) => audit::run(*options).await,
             Command::Health(options) => health::run(options).await,

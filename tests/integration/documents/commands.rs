@@ -7,7 +7,7 @@ use super::{Page, pages};
 use crate::{support::repository::root, test_names::all_tests};
 
 /// Further programs that a shell block may call.
-const OTHER_PROGRAMS: [&str; 3] = ["psql", "export", "curl"];
+const OTHER_PROGRAMS: [&str; 4] = ["psql", "export", "curl", "mariadb"];
 
 /// The commands of shell blocks, with continued lines joined, and inline code that begins with a program of ours.
 fn commands(page: &Page) -> Vec<String> {

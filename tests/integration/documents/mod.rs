@@ -6,6 +6,7 @@ mod commands;
 mod console;
 mod keys;
 mod links;
+mod moving;
 mod running;
 mod settings;
 

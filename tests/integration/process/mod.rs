@@ -5,6 +5,7 @@ mod chart;
 mod deployment;
 mod drain;
 mod environment;
+mod import;
 pub mod instances;
 pub mod secrets;
 mod versions;

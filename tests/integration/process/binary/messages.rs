@@ -44,12 +44,13 @@ async fn help_names_every_variable_without_secrets() {
     ];
     let stores = ["REDIS_URL", "REDIS_TIMEOUT_MS", "DATABASE_URL", "DATABASE_CONNECTIONS", "DATABASE_TIMEOUT_MS"];
     let serve = [&shop[..], &gateway, &http, &stores, &["PROJECTOR_BATCH", "NO_PROJECTOR"]].concat();
-    let roles: [(&str, Vec<&str>); 8] = [
+    let roles: [(&str, Vec<&str>); 9] = [
         ("dev", [&["FIRSTCOME_DIR"][..], &shop, &gateway, &http].concat()),
         ("serve", serve),
         ("project", [&shop[..], &gateway, &stores, &["PROJECTOR_BATCH", "DRAIN_SECONDS"]].concat()),
         ("migrate", vec!["DATABASE_URL", "DATABASE_TIMEOUT_MS"]),
         ("seed", [&shop[..], &stores].concat()),
+        ("import", [&shop[..], &stores].concat()),
         ("rebuild", [&["TIME_ZONE"][..], &stores].concat()),
         ("audit", [&["TIME_ZONE"][..], &stores].concat()),
         ("health", vec!["BIND_ADDR"]),

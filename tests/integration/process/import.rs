@@ -1,0 +1,215 @@
+//! `firstcome import`: files as shops have them, with their faults, beside running services and alone.
+
+use std::{fs, path::PathBuf, process::Stdio};
+
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+
+use super::binary::{Servers, get, post, run};
+
+/// Writes a file, and imports it; the status, what was said, and the file of rejected rows if there is one.
+async fn import(
+    servers: &Servers,
+    kind: &str,
+    name: &str,
+    rows: &[u8],
+    more: &[&str],
+) -> (i32, String, Option<String>) {
+    let file = servers.dir.path().join(name);
+    fs::write(&file, rows).unwrap();
+    let args = [&["import", kind, file.to_str().unwrap()], more].concat();
+    let (status, said) = run(servers.role(&args).env("RUST_LOG", "warn")).await;
+    let rejected = PathBuf::from(format!("{}.rejected", file.display()));
+    (status.code().unwrap(), said, fs::read_to_string(rejected).ok())
+}
+
+async fn migrated() -> Servers {
+    let servers = Servers::start().await;
+    let (status, said) = run(&mut servers.role(&["migrate"])).await;
+    assert!(status.success(), "{said}");
+    servers
+}
+
+async fn audited(servers: &Servers) {
+    let (status, said) = run(&mut servers.role(&["audit"])).await;
+    assert!(status.success(), "{said}");
+}
+
+async fn counted(servers: &Servers, sql: &'static str) -> i64 {
+    let db = servers.db().await;
+    let counted = sqlx::query_scalar(sql).fetch_one(db.get_postgres_connection_pool()).await.unwrap();
+    db.close().await.unwrap();
+    counted
+}
+
+#[tokio::test]
+async fn faulty_rows_rejected_and_others_imported() {
+    let servers = migrated().await;
+    let rows = "\u{feff}id,name,\"balance\"\r\n\
+        70001,이다은,12000000\r\n\
+        70002,\"Kim, \"\"Sky\"\"\",1000.00\r\n\
+        70003,x\r\n\
+        70004,음수,-5\r\n\
+        70001,다시,1\r\n\
+        70005,,7\r\n\
+        0,없음,7\r\n\
+        abc,글자,7\r\n\
+        70006,\"줄\r\n바꿈\",7\r\n\
+        70007,NULL 아님,\\N\r\n\
+        70008,반쪽,0.5\r\n\
+        70009,잘린 파일,100";
+    let (status, said, rejected) = import(&servers, "users", "users.csv", rows.as_bytes(), &[]).await;
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("12 rows: 3 created, 0 changed, 0 unchanged, 9 rejected"), "{said}");
+    let rejected = rejected.unwrap();
+    assert!(rejected.starts_with("line,reason,id,name,balance\n"), "{rejected}");
+    for (line, reason) in [
+        (4, "2 fields, and the header 3"),
+        (5, "balance: number out of bounds"),
+        (6, "on an earlier line"),
+        (7, "userName"),
+        (8, "userId: not an id"),
+        (9, "userId: "),
+        (10, "line break"),
+        (13, "balance: "),
+        (14, "the file ends within this row"),
+    ] {
+        let start = format!("\n{line},");
+        let at = rejected.find(&start).unwrap_or_else(|| panic!("line {line} is not in {rejected}"));
+        assert!(rejected[at + 1..].split("\n70").next().unwrap().contains(reason), "{line} {reason}: {rejected}");
+    }
+    let entries = "SELECT count(*) FROM balance_entries WHERE transaction_type = 'CHARGE' AND entry_no = 1";
+    assert_eq!(counted(&servers, entries).await, 2);
+    audited(&servers).await;
+
+    // Again: nothing changes. The file of rejected rows is a new one.
+    let (status, said, _) = import(&servers, "users", "users.csv", rows.as_bytes(), &[]).await;
+    assert!(status == 1 && said.contains("0 created, 0 changed, 3 unchanged, 9 rejected"), "{said}");
+    // Mended, with names changed.
+    let mended = "id,name,balance\n70001,이하늘,5\n70003,x,\n70009,잘린 파일,100000\n";
+    let (status, said, rejected) = import(&servers, "users", "users.csv", mended.as_bytes(), &[]).await;
+    assert!(status == 0 && said.contains("3 rows: 2 created, 1 changed, 0 unchanged, 0 rejected"), "{said}");
+    assert_eq!(rejected, None);
+    assert_eq!(counted(&servers, "SELECT balance FROM users WHERE id = 70001").await, 12_000_000);
+    assert_eq!(counted(&servers, "SELECT balance FROM users WHERE id = 70009").await, 100_000);
+    audited(&servers).await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn file_refused_before_its_first_row() {
+    let servers = migrated().await;
+    for (rows, more, why) in [
+        (&b""[..], &[][..], "userId is missing"),
+        (b"id,balance\n1,2\n", &[], "userName is missing"),
+        (b"id,name,name\n1,2,3\n", &[], "userName is there twice"),
+        (b"id,name,balanse\n1,2,3\n", &[], "balanse"),
+        (b"1,x,3\n", &[], "\"1\""),
+    ] {
+        let (status, said, rejected) = import(&servers, "users", "users.csv", rows, more).await;
+        assert!(status == 1 && said.contains(why) && rejected.is_none(), "{why}: {said}");
+    }
+    let (status, said) = run(&mut servers.role(&["import", "users", "/nowhere.csv"])).await;
+    assert!(!status.success() && said.contains("/nowhere.csv can't be read"), "{said}");
+    // What the file says beyond is left out by name.
+    let rows = b"id,name,email,password\n1,x,x@example.com,y\n";
+    let (status, said, _) = import(&servers, "users", "users.csv", rows, &["--ignore", "email,password"]).await;
+    assert!(status == 0 && said.contains("1 created"), "{said}");
+    // A quote that nothing closes ends the import, and keeps what was before.
+    let mut open = b"id,name\n2,y\n3,\"".to_vec();
+    open.extend(b"z".repeat(3 << 20));
+    let (status, said, _) = import(&servers, "users", "users.csv", &open, &[]).await;
+    assert!(status == 1 && said.contains("is a quote opened that nothing closes"), "{said}");
+    assert!(said.contains("after line 2"), "{said}");
+    assert_eq!(counted(&servers, "SELECT count(*) FROM users").await, 2);
+    audited(&servers).await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn json_lines_imported_from_standard_input_beside_a_service() {
+    let servers = migrated().await;
+    let mut serve = servers.start_role(&["serve"], "serve");
+    let base = serve.base().await;
+    let products = "{\"id\": 70001, \"name\": \"에어포스\", \"price\": 990.0, \"stock\": 5, \"category\": \"SHOES\"}\n\
+        \n\
+        {\"productId\": 70002, \"productName\": \"x\", \"price\": 1, \"stockQuantity\": 1, \"category\": \"top\"}\n\
+        [1]\n\
+        {\"productId\": 70003, \"productName\": \"창\", \"price\": 1, \"stockQuantity\": 1, \"category\": \"TOP\",\
+          \"opensAt\": \"2020-01-01 10:00:00\", \"limitPerUser\": 1, \"color\": \"red\"}\n\
+        {\"productId\": 70003, \"productName\": \"창\", \"price\": 1, \"stockQuantity\": 1, \"category\": \"TOP\",\
+          \"opensAt\": \"2020-01-01 10:00:00\", \"limitPerUser\": null}\n";
+    let standard_input = async |dry_run: bool| {
+        let rejected = servers.dir.path().join("rejected");
+        let mut args = vec!["import", "products", "-", "--format", "jsonl", "--rejected", rejected.to_str().unwrap()];
+        args.extend(dry_run.then_some("--dry-run"));
+        let mut command = servers.role(&args);
+        let piped = command.env("RUST_LOG", "warn").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(products.as_bytes()).await.unwrap();
+        drop(input);
+        let output = child.wait_with_output().await.unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (said, fs::read_to_string(rejected).unwrap())
+    };
+    let (said, _) = standard_input(true).await;
+    assert!(said.contains("This would happen: 5 rows: 2 created, 0 changed, 0 unchanged, 3 rejected"), "{said}");
+    get(&base, "/api/v1/products/70001").await.refused(404, "PRODUCT_NOT_FOUND");
+    let (said, rejected) = standard_input(false).await;
+    assert!(said.contains("5 rows: 2 created, 0 changed, 0 unchanged, 3 rejected"), "{said}");
+    let reasons: Vec<serde_json::Value> = rejected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |at: usize| (reasons[at]["line"].as_u64().unwrap(), reasons[at]["reason"].as_str().unwrap());
+    assert!(of(0).0 == 3 && of(0).1.starts_with("category"), "{rejected}");
+    assert_eq!(of(1), (4, "the line is no JSON object"));
+    assert_eq!(of(2), (5, "the field \"color\" is unknown"));
+
+    // It sells at once, and a second import leaves the units.
+    let (_, said, _) = import(&servers, "users", "users.csv", b"id,name,balance\n70001,u,5000\n", &[]).await;
+    assert!(said.contains("1 created"), "{said}");
+    let lines = json!([{"productId": 70_001, "quantity": 2}]);
+    let order = json!({"userId": 70_001, "orderProducts": lines, "payment": {"paymentType": "BALANCE"}});
+    assert_eq!(post(&base, "/api/v1/orders", order).await.ok()["finalPrice"], 1_980);
+    let (said, _) = standard_input(false).await;
+    assert!(said.contains("0 created, 0 changed, 2 unchanged"), "{said}");
+    assert_eq!(get(&base, "/api/v1/products/70001").await.ok()["stockQuantity"], 3);
+
+    let coupons = b"id,code,type,amount,quantity,expired_at,categories,product_ids\n\
+        70001,WELCOME,PERCENTAGE,10,100,2030-01-01 00:00:00,SHOES|TOP,70001|70003\n\
+        70002,BAD,PERCENTAGE,101,100,2030-01-01 00:00:00,,\n";
+    let (status, said, rejected) = import(&servers, "coupons", "coupons.csv", coupons, &[]).await;
+    assert!(
+        status == 1 && said.contains("1 created") && rejected.unwrap().contains("PERCENTAGE is above 100"),
+        "{said}"
+    );
+    post(&base, "/api/v1/coupons/issue", json!({"couponId": 70_001, "userId": 70_001})).await.ok();
+    let changed = "id,code,type,amount,quantity,expired_at,categories,product_ids\n\
+        70001,WELCOME,PERCENTAGE,10,999,2030-01-01 00:00:00,SHOES|TOP,70001|70003\n";
+    let (status, said, rejected) = import(&servers, "coupons", "coupons.csv", changed.as_bytes(), &[]).await;
+    assert!(status == 1 && rejected.unwrap().contains("only the window"), "{said}");
+    // New ids are above.
+    let new = json!({"userName": "new"});
+    assert_eq!(post(&base, "/admin/v1/users", new).await.created()["userId"], 70_002);
+    serve.stop().await;
+    audited(&servers).await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn many_users_imported_in_several_steps() {
+    let servers = migrated().await;
+    let mut rows = String::from("id,name,balance\n");
+    for id in 1..=9_000 {
+        rows += &format!("{id},user {id},{}\n", id % 3 * 1_000);
+    }
+    let (status, said, _) = import(&servers, "users", "users.csv", rows.as_bytes(), &[]).await;
+    assert!(status == 0 && said.contains("9,000 rows: 9,000 created"), "{said}");
+    assert_eq!(counted(&servers, "SELECT count(*) FROM users WHERE name = 'user ' || id").await, 9_000);
+    assert_eq!(counted(&servers, "SELECT count(*) FROM balance_entries").await, 6_000);
+    // Cut in the middle of a row.
+    let cut = &rows.as_bytes()[..rows.len() / 2];
+    let (status, said, _) = import(&servers, "users", "users.csv", cut, &[]).await;
+    assert!(status == 1 && said.contains("0 created, 0 changed") && said.contains("1 rejected"), "{said}");
+    audited(&servers).await;
+    servers.end().await;
+}
