@@ -4,7 +4,8 @@
 //! an order (`gateway_said`, `gateway_asks`), the preparation of its payment (`prepared`), the positions, the time and the history within the word of a process, which a
 //! process renews twice a second, the ids of requests in the outbox, the token of a prepared release, the remaining life of a
 //! key that expires (but of idempotency records), a sequence of ids that is too high, numbers of coupons that are skipped, the
-//! next check of a gateway within its longest pause, the number of units that came back on sale (`freed`), and rankings of days that no scope covers any more.
+//! next check of a gateway within its longest pause, the number of units that came back on sale (`freed`), the number by which
+//! processes learn of users that were forgotten, and rankings of days that no scope covers any more.
 
 use crate::redis::keys::KeyKind;
 

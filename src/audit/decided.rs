@@ -69,6 +69,7 @@ fn named_users(body: &Body) -> Vec<(i64, String, bool)> {
             };
             (0..*count).map(named).collect()
         }
+        Body::UserForgotten { user, .. } => vec![(user.get(), String::new(), false)],
         Body::UsersPut(users) => users.iter().map(|put| (put.user.get(), put.name.clone(), put.is_new)).collect(),
         _ => Vec::new(),
     }
@@ -223,6 +224,11 @@ impl PageFacts {
         match &event.body {
             Body::UsersCreated { .. } | Body::UsersPut(_) => {
                 named_users(&event.body).into_iter().map(|user| of_user(self.users.get(&user.0), user, at)).collect()
+            }
+            Body::UserForgotten { user, entry } => {
+                let is_forgotten = self.users.get(&user.get()).is_some_and(|row| row.name.is_empty());
+                let named = (!is_forgotten).then(|| format!("user {user} is not forgotten in PostgreSQL"));
+                vec![named, entry.as_ref().and_then(|entry| self.of_entry(entry))]
             }
             Body::BalanceCharged(entry) => vec![self.of_entry(entry)],
             Body::ProductCreated { product, .. } => match self.products.get(&product.get()) {

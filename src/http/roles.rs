@@ -54,14 +54,18 @@ pub const ROLES: &[(Option<Role>, &str, &str)] = &[
     // Sales.
     (OPERATOR, "POST", "/admin/v1/coupons"),
     (OPERATOR, "PATCH", "/admin/v1/coupons/{couponId}"),
+    (OPERATOR, "PUT", "/admin/v1/coupons/{couponId}"),
     (OPERATOR, "POST", "/admin/v1/products"),
     (OPERATOR, "PATCH", "/admin/v1/products/{productId}"),
+    (OPERATOR, "PUT", "/admin/v1/products/{productId}"),
     // Money.
     (ADMIN, "POST", "/admin/v1/orders/{orderId}/payment-outcome"),
     (ADMIN, "POST", "/admin/v1/orders/{orderId}/refund"),
     // Users, with their balances.
     (ADMIN, "POST", "/admin/v1/users"),
     (ADMIN, "POST", "/admin/v1/users/bulk"),
+    (ADMIN, "PUT", "/admin/v1/users/{userId}"),
+    (ADMIN, "DELETE", "/admin/v1/users/{userId}"),
     // Recovery. What a loss withheld may have been sold.
     (ADMIN, "POST", "/admin/v1/coupons/{couponId}/release"),
     (ADMIN, "POST", "/admin/v1/dead-letters/retry"),

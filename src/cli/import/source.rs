@@ -151,8 +151,8 @@ impl Source {
                 let line = record.position().map_or(0, csv::Position::line);
                 let mut cells: Vec<&[u8]> = record.iter().collect();
                 // The reader ends a row at the line feed alone, so that it counts lines.
-                if let Some(last) = cells.last_mut() {
-                    *last = last.strip_suffix(b"\r").unwrap_or(last);
+                if let Some(last) = cells.pop() {
+                    cells.push(last.strip_suffix(b"\r").unwrap_or(last));
                 }
                 if cells.len() == 1 && cells.first().is_some_and(|cell| cell.is_empty()) {
                     continue;

@@ -225,7 +225,7 @@ async fn projection_stops_at_newer_event_version() {
     let test = TestApp::start().await;
     let mut redis = test.raw().await;
     test.user(1_000).await;
-    poison(&mut redis, true, &[("v", b"5"), ("at", b"1"), ("kind", b"from_the_future")]).await;
+    poison(&mut redis, true, &[("v", b"6"), ("at", b"1"), ("kind", b"from_the_future")]).await;
     for _ in 0..2 {
         let error = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");

@@ -38,6 +38,8 @@ const UNTIMED: &[&str] = &[
     "stock_returned",
     "stock_regained",
     "ids_reserved",
+    "users_put",
+    "user_forgotten",
 ];
 
 /// Parts of projected events, of which PostgreSQL has the sum, the last or the highest one only.
@@ -74,6 +76,7 @@ const SUMS: &[&str] = &[
     "Outbox stock_returned total",
     "Outbox stock_regained units",
     "Outbox stock_regained total",
+    "Outbox users_put users",
 ];
 
 /// Parts of events that nothing reads: those of a balance entry where the balance did not change, and a user who is the order's.
@@ -88,6 +91,10 @@ const UNREAD: &[&str] = &[
     "Outbox order_paid prev",
     "Outbox payment_ended user",
     "Outbox users_created prev",
+    "Outbox user_forgotten before",
+    "Outbox user_forgotten after",
+    "Outbox user_forgotten entry_no",
+    "Outbox user_forgotten prev",
 ];
 
 /// Why a change means nothing, or nothing for long; `None` if the audit must name it.
@@ -104,6 +111,7 @@ fn meaningless(place: &Place, text: &[u8]) -> Option<&'static str> {
             "a higher number leaves a gap"
         }
         "Freed id" | "Freed field id" if is_number => "only its changes count",
+        "Meta forgotten" if is_number => "only its changes count",
         "Gateway score" => "the next check comes within its longest pause",
         "Meta relayed" => "a lower mark: the steps are taken again, and change nothing",
         _ if group.starts_with("Outbox ") && group.ends_with(" rid") => "for the log only",
