@@ -24,7 +24,7 @@ struct Invariant {
     wrong: &'static str,
 }
 
-const INVARIANTS: [Invariant; 15] = [
+const INVARIANTS: [Invariant; 16] = [
     Invariant {
         name: "histories: each entry begins where the last one ended, without gaps",
         noun: "balance entries",
@@ -234,6 +234,26 @@ const INVARIANTS: [Invariant; 15] = [
                 UNION ALL
                 SELECT format('partition %s, entry %s: %s', partition, d.stream_id, reason)
                 FROM dead_letters AS d WHERE epoch IS NULL",
+    },
+    Invariant {
+        name: "events: each of the last 10,000 decisions of a partition is one event or a dead letter",
+        noun: "partitions with events",
+        count: "SELECT count(*) FROM projection_positions WHERE events_epoch = epoch AND events_seq = seq",
+        // A process that keeps no events ends the row of events, and the next one that does begins another.
+        wrong: "SELECT format('partition %s: %s of %s decisions up to %s are events, %s rows', p.partition, k.decisions,
+                    p.seq - greatest(p.least, CASE WHEN p.is_partial THEN p.least ELSE k.first - 1 END), p.seq, k.rows) AS what
+                FROM (SELECT partition, epoch, seq, events_after_epoch = epoch AS is_partial,
+                          greatest(seq - 10000, CASE WHEN events_after_epoch = epoch THEN events_after_seq ELSE 0 END) AS least
+                      FROM projection_positions WHERE events_epoch = epoch AND events_seq = seq) AS p
+                CROSS JOIN LATERAL (
+                    SELECT count(DISTINCT d.seq) AS decisions, count(*) AS rows, coalesce(min(d.seq), p.seq + 1) AS first FROM (
+                        SELECT coalesce(e.late_seq, e.seq) AS seq FROM events AS e
+                        WHERE e.partition = p.partition AND e.epoch = p.epoch AND e.seq > p.least
+                        UNION ALL
+                        SELECT l.seq FROM dead_letters AS l WHERE l.partition = p.partition AND l.epoch = p.epoch) AS d
+                    WHERE d.seq > p.least AND d.seq <= p.seq) AS k
+                WHERE k.rows <> k.decisions
+                   OR k.decisions <> p.seq - greatest(p.least, CASE WHEN p.is_partial THEN p.least ELSE k.first - 1 END)",
     },
 ];
 

@@ -22,6 +22,9 @@ pub struct ProjectorConfig {
     /// before their time
     #[arg(long, env = "OUTBOX_KEEP_BYTES", default_value_t = 268_435_456, value_parser = clap::value_parser!(u64).range(1_048_576..=1_099_511_627_776))]
     pub outbox_keep_bytes: u64,
+    /// Days that the events of other systems are kept in PostgreSQL, and at most six more. 0: none are written, and webhooks send nothing
+    #[arg(long, env = "EVENTS_KEEP_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=98))]
+    pub events_keep_days: u32,
 }
 
 impl ProjectorConfig {
@@ -38,6 +41,7 @@ impl Default for ProjectorConfig {
             projector_linger_ms: 50,
             outbox_keep_seconds: 60,
             outbox_keep_bytes: 268_435_456,
+            events_keep_days: 30,
         }
     }
 }

@@ -15,6 +15,7 @@ mod catalog;
 mod coupons;
 pub mod dashboard;
 mod durability;
+mod events;
 mod expiry;
 mod id_allocator;
 mod operator_log;
@@ -81,6 +82,8 @@ pub struct Engine {
     durability: durability::Durability,
     last_postgres: stats::LastPostgres,
     last_day: RwLock<Option<CalendarDay>>,
+    /// The identity of the deployment, once it was asked for.
+    identity: tokio::sync::OnceCell<String>,
 }
 
 impl Engine {
@@ -120,6 +123,7 @@ impl Engine {
             durability: durability::Durability::new(durability),
             last_postgres: stats::LastPostgres::default(),
             last_day: RwLock::default(),
+            identity: tokio::sync::OnceCell::new(),
         }
     }
 

@@ -79,6 +79,8 @@ codes! {
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
     DeadLetterNotFound = NOT_FOUND "DEAD_LETTER_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
     DeadLetterRefused = CONFLICT "DEAD_LETTER_REFUSED" "이벤트를 반영할 수 없습니다.";
+    EventsExpired = GONE "EVENTS_EXPIRED" "보관 기간이 지난 이벤트가 있습니다.";
+    EventsOff = CONFLICT "EVENTS_OFF" "이벤트 보관이 꺼져 있습니다.";
     InvalidIdempotencyKey = BAD_REQUEST "INVALID_IDEMPOTENCY_KEY" "멱등성 키가 유효하지 않습니다.";
     IdempotencyKeyReused = UNPROCESSABLE_ENTITY "IDEMPOTENCY_KEY_REUSED" "이미 다른 요청에 사용된 멱등성 키입니다.";
     RequestInProgress = CONFLICT "REQUEST_IN_PROGRESS" "동일한 요청이 아직 처리 중입니다.";
@@ -162,6 +164,7 @@ impl From<&Error> for Code {
             Error::PurchaseLimitExceeded => Code::PurchaseLimitExceeded,
             Error::TooManyOpenOrders => Code::TooManyRequests,
             Error::InvalidRequest(_) => Code::InvalidRequest,
+            Error::EventsExpired => Code::EventsExpired,
             Error::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Error::InProgress => Code::RequestInProgress,
             Error::Unavailable { .. } => Code::Unavailable,

@@ -67,6 +67,9 @@ pub enum Error {
     /// Extension: a request of the operators' API, or a query parameter, is not valid.
     #[error("the request is not valid: {0}")]
     InvalidRequest(&'static str),
+    /// Extension: events after the reader's cursor are kept no longer.
+    #[error("events after the cursor are gone")]
+    EventsExpired,
     /// Extension: the idempotency key was used for a different request.
     #[error("the idempotency key belongs to another request")]
     IdempotencyKeyReused,

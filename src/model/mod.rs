@@ -15,6 +15,7 @@ mod payments;
 mod position;
 mod products;
 mod projection;
+pub mod public_event;
 mod recovery;
 mod sale;
 mod time;

@@ -5,6 +5,7 @@
 //! ([`operator_log`]) and the request counts of each process ([`instance_requests`]).
 
 pub mod entities;
+pub mod events;
 pub mod instance_requests;
 pub mod loss;
 pub mod operator_log;
@@ -60,8 +61,9 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (23, "coupon conditions", include_str!("../../migrations/0023_coupon_conditions.sql")),
     (24, "refunds", include_str!("../../migrations/0024_refunds.sql")),
     (25, "sales on the dashboard", include_str!("../../migrations/0025_sales_on_dashboard.sql")),
+    (26, "users from elsewhere", include_str!("../../migrations/0026_users_from_elsewhere.sql")),
+    (27, "events", include_str!("../../migrations/0027_events.sql")),
     (28, "operator roles", include_str!("../../migrations/0028_operator_roles.sql")),
-    (29, "users from elsewhere", include_str!("../../migrations/0029_users_from_elsewhere.sql")),
 ];
 
 /// Checks the server, and creates the pool.

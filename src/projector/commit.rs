@@ -9,6 +9,7 @@ use super::{
     Projector, StepError,
     apply::{ApplyError, apply, remove_names},
     batch::Batch,
+    events::EventSink,
 };
 use crate::{
     model::{
@@ -21,6 +22,26 @@ use crate::{
 };
 
 impl Projector {
+    /// Moves the positions of these partitions, each to the start of a new outbox. For a rebuild, which has emptied the
+    /// outboxes: the ids of the new entries may be lower than earlier ones.
+    ///
+    /// # Errors
+    /// PostgreSQL is unavailable.
+    pub async fn rewind(&self, positions: &[(Partition, Position)]) -> Result<(), DbErr> {
+        let sql = "UPDATE projection_positions AS p SET stream_id = '0-0', epoch = new.epoch, seq = new.seq,
+                       (events_epoch, events_seq, events_late) = (SELECT
+                           CASE WHEN kept THEN new.epoch ELSE p.events_epoch END,
+                           CASE WHEN kept THEN new.seq ELSE p.events_seq END,
+                           CASE WHEN kept THEN 0 ELSE p.events_late END
+                           FROM (SELECT coalesce(p.events_epoch = p.epoch AND p.events_seq = p.seq, false) AS kept) AS run)
+                   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (partition, epoch, seq)
+                   WHERE p.partition = new.partition";
+        let column =
+            |value: fn(&(Partition, Position)) -> i64| positions.iter().map(value).collect::<Vec<i64>>().into();
+        let values = [column(|(here, _)| here.0.into()), column(|(_, at)| at.epoch), column(|(_, at)| at.seq)];
+        self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
+    }
+
     /// Commits events in as few transactions as possible. A transaction that contains an event that can't be applied is
     /// halved until the event is alone, and becomes a dead letter. The events of one entry stay in one transaction.
     /// Returns the new position.
@@ -112,7 +133,13 @@ impl Projector {
         let moved = transaction
             .execute_raw(Statement::from_sql_and_values(
                 DbBackend::Postgres,
-                "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now()
+                "UPDATE projection_positions SET epoch = $1, seq = $2, stream_id = $3, updated_at = now(),
+                     events_epoch = CASE WHEN $9 THEN $1 END, events_seq = CASE WHEN $9 THEN $2 END, events_late = 0,
+                     (events_after_epoch, events_after_seq, events_after_late) = (SELECT
+                         CASE WHEN $9 THEN CASE WHEN kept THEN events_after_epoch ELSE epoch END END,
+                         CASE WHEN $9 THEN CASE WHEN kept THEN events_after_seq ELSE seq END END,
+                         CASE WHEN $9 AND kept THEN events_after_late ELSE 0 END
+                         FROM (SELECT coalesce(events_epoch = epoch AND events_seq = seq, false) AS kept) AS run)
                  WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7
                      AND set_config('idle_in_transaction_session_timeout', $8, true) IS NOT NULL",
                 [
@@ -124,6 +151,7 @@ impl Projector {
                     from.position.epoch.into(),
                     from.position.seq.into(),
                     self.timeout.as_millis().to_string().into(),
+                    self.events.is_on().into(),
                 ],
             ))
             .await?;
@@ -145,11 +173,12 @@ impl Projector {
                 }
                 let events = || part.iter().filter_map(|read| read.event.as_ref().ok());
                 apply(&transaction, (here, self.store.partitions()), &Batch::fold(events())).await?;
+                self.events.write(&transaction, here, events()).await?;
                 remove_names(&transaction, here, events()).await?;
             }
             ApplyMode::OneByOne | ApplyMode::Skip => {
                 for read in part {
-                    if !apply_or_file(&transaction, (here, self.store.partitions()), read, mode).await? {
+                    if !apply_or_file(&transaction, &self.events, (here, self.store.partitions()), read, mode).await? {
                         count_filed(read);
                     }
                     // Also if the event itself can't be applied.
@@ -218,6 +247,7 @@ enum ApplyMode {
 /// Applies an event, or files it as a dead letter. Returns whether it was applied.
 async fn apply_or_file(
     transaction: &DatabaseTransaction,
+    events: &EventSink,
     (here, partitions): (Partition, u16),
     read: &DecodedDecision<'_>,
     mode: ApplyMode,
@@ -225,7 +255,11 @@ async fn apply_or_file(
     let reason = match &read.event {
         Ok(event) => {
             let step = transaction.begin().await?;
-            match apply(&step, (here, partitions), &Batch::fold([event])).await.map_err(CommitError::from) {
+            let applied = async {
+                apply(&step, (here, partitions), &Batch::fold([event])).await?;
+                events.write(&step, here, [event].into_iter()).await
+            };
+            match applied.await.map_err(CommitError::from) {
                 Ok(()) => {
                     step.commit().await?;
                     return Ok(true);

@@ -30,6 +30,7 @@ use crate::{
     model::{
         CouponId, DeadLetterId, Error, Partition, RECORD_TTL_MS, UserId,
         event::{self, Body, Event},
+        public_event::PublicEvent,
     },
     postgres::{self, progress},
 };
@@ -187,11 +188,13 @@ impl Projector {
         if (event.epoch, event.seq) != (stored_epoch, seq) {
             return Err(refused("it has the place of another decision"));
         }
+        let public = PublicEvent::of(&event);
         relay::relay(&self.store, here, &[&event]).await?;
         self.take_latest_description(&mut event).await?;
         let savepoint = transaction.begin().await?;
         match apply_and_restore(&savepoint, (here, self.store.partitions()), event).await {
             Ok(event) => {
+                self.events.write_late(&savepoint, here, (seq, public)).await?;
                 savepoint.commit().await?;
                 Ok(event)
             }

@@ -15,6 +15,7 @@ pub mod batch;
 mod commit;
 pub mod dead_letters;
 mod drain;
+mod events;
 pub mod evict;
 mod expired_records;
 mod outbox_retention;
@@ -29,10 +30,11 @@ use std::{
 };
 
 use anyhow::anyhow;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{DatabaseConnection, DbErr};
 
 use self::{
     commit::DecodedDecision,
+    events::EventSink,
     outbox_retention::{OutboxRetention, Tails},
 };
 use crate::{
@@ -79,6 +81,8 @@ pub struct Projector {
     /// How long committed entries stay in the outbox, by the configuration.
     config: ProjectorConfig,
     tails: Arc<Tails>,
+    /// The events of other systems.
+    events: EventSink,
 }
 
 /// Counts a followed partition in the metrics until it is dropped.
@@ -177,6 +181,7 @@ impl Projector {
     ) -> Self {
         let batch = config.projector_batch as usize;
         let linger = Duration::from_millis(config.projector_linger_ms);
+        let events = EventSink::new(config.events_keep_days, clock.clone());
         let (config, tails) = (config.clone(), Arc::default());
         Projector {
             store,
@@ -189,6 +194,7 @@ impl Projector {
             retention,
             config,
             tails,
+            events,
         }
     }
 
@@ -202,6 +208,7 @@ impl Projector {
             });
         }
         self.keep_removing_expired_records(workers);
+        self.keep_purging_events(workers);
     }
 
     /// Projects one partition for ever.
@@ -297,21 +304,6 @@ impl Projector {
                 Err(failure) => return Err(anyhow!(failure)),
             }
         }
-    }
-
-    /// Moves the positions of these partitions, each to the start of a new outbox. For a rebuild, which has emptied the
-    /// outboxes: the ids of the new entries may be lower than earlier ones.
-    ///
-    /// # Errors
-    /// PostgreSQL is unavailable.
-    pub async fn rewind(&self, positions: &[(Partition, Position)]) -> Result<(), DbErr> {
-        let sql = "UPDATE projection_positions AS p SET stream_id = '0-0', epoch = new.epoch, seq = new.seq
-                   FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS new (partition, epoch, seq)
-                   WHERE p.partition = new.partition";
-        let column =
-            |value: fn(&(Partition, Position)) -> i64| positions.iter().map(value).collect::<Vec<i64>>().into();
-        let values = [column(|(here, _)| here.0.into()), column(|(_, at)| at.epoch), column(|(_, at)| at.seq)];
-        self.db.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values)).await.map(drop)
     }
 
     /// Processes one batch: read, commit, relay, evict, mark, trim. A relay that fails, because another partition is

@@ -5,6 +5,7 @@
 mod audit;
 mod coupons;
 mod dead_letters;
+mod events;
 mod operator_log;
 mod orders;
 mod payments;
@@ -44,7 +45,7 @@ use crate::{audit::Auditor, projector::Projector};
 pub use self::{coupons::CreateCampaignRequest, products::CreateProductRequest, users::CreateUserRequest};
 
 /// Routes whose time grows with the work.
-pub const LONG_ROUTES: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH];
+pub const LONG_ROUTES: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH, events::EVENTS_PATH];
 
 /// The state of the operators' API.
 #[derive(Clone)]
@@ -92,6 +93,7 @@ pub fn routes() -> OpenApiRouter<AdminState> {
         .merge(dead_letters::router())
         .merge(withheld::router())
         .merge(audit::router())
+        .merge(events::router())
         .merge(operator_log::router())
         .merge(timeline::router())
 }

@@ -25,6 +25,8 @@ macro_rules! workers {
 workers! {
     /// Asks PostgreSQL, once it is back, to confirm what this process started with.
     Confirmation = "confirmation",
+    /// Removes events that are kept no longer.
+    EventPurge = "event_purge",
     /// Ends what is due, of a kind in a partition.
     Expiry = "expiry",
     /// Refreshes the keys of users' tokens.

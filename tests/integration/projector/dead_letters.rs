@@ -28,7 +28,7 @@ const UNKNOWN_KIND: &str = "a_kind_of_a_newer_program";
 
 /// Gives the chosen entries of the outbox an unknown kind, so that they become dead letters, and keeps their kind in the field
 /// `was`.
-async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
+pub async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool) -> usize {
     let (mut redis, mut place, mut made) = (test.raw().await, 0, 0);
     for partition in 0..test.options.partitions {
         let mut all = outbox::entries(&mut redis, partition).await;
@@ -48,7 +48,7 @@ async fn make_dead_letters(test: &TestApp, chosen: impl Fn(usize, &str) -> bool)
 }
 
 /// Restores the kind of the dead letters, in the outbox too, so that a retry can apply them: as to a newer program.
-async fn make_applicable(test: &TestApp) {
+pub async fn make_applicable(test: &TestApp) {
     let mut redis = test.raw().await;
     for partition in 0..test.options.partitions {
         let mut all = outbox::entries(&mut redis, partition).await;
@@ -74,14 +74,14 @@ where
 }
 
 /// All dead letters, as the operators' API shows them.
-async fn all_dead_letters(test: &TestApp) -> Vec<Value> {
+pub async fn all_dead_letters(test: &TestApp) -> Vec<Value> {
     let page = get(test, "/admin/v1/dead-letters?size=100").await.ok();
     let all_dead_letters = page["content"].as_array().unwrap().clone();
     assert_eq!(page["totalElements"].as_i64().unwrap(), all_dead_letters.len() as i64, "{page}");
     all_dead_letters
 }
 
-async fn retry(test: &TestApp, dead_letter: &Value) -> Reply {
+pub async fn retry(test: &TestApp, dead_letter: &Value) -> Reply {
     let body =
         json!({"partition": dead_letter["partition"], "streamId": dead_letter["streamId"], "seq": dead_letter["seq"]});
     post(test, "/admin/v1/dead-letters/retry", body).await
@@ -105,7 +105,7 @@ async fn tables(test: &TestApp) -> BTreeMap<&'static str, Vec<String>> {
         "user_coupons",
         "users",
     ] {
-        let sql = format!("SELECT (to_jsonb(t) - 'updated_at')::text FROM {table} AS t ORDER BY 1");
+        let sql = format!("SELECT (to_jsonb(t) - 'updated_at' - 'events_late')::text FROM {table} AS t ORDER BY 1");
         let rows = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(test.db.get_postgres_connection_pool());
         all.insert(table, rows.await.unwrap());
     }

@@ -338,6 +338,17 @@ async fn audit_names_faults_in_postgres() {
             "DELETE FROM dead_letters",
             &["partition 0, entry 1-1: tested"],
         ),
+        (
+            "UPDATE events SET seq = seq + 1000 WHERE seq = 3",
+            "UPDATE events SET seq = seq - 1000 WHERE seq = 1003",
+            &["are events"],
+        ),
+        (
+            "INSERT INTO events (slot, partition, epoch, seq, late, late_seq, type, subject, at, data)
+             SELECT slot, partition, epoch, seq, 1, 2, type, subject, at, data FROM events WHERE seq = 3",
+            "DELETE FROM events WHERE late = 1",
+            &["are events"],
+        ),
         ("UPDATE projection_positions SET seq = seq + 1", "UPDATE projection_positions SET seq = seq - 1", &[]),
     ] {
         sqlx::query(corruption).execute(pool).await.unwrap();

@@ -51,6 +51,8 @@ const CODES: &[(&str, u16, &str)] = &[
     ("NO_PAYMENT_UNDER_WAY", 409, ""),
     ("ORDERS_OPEN", 409, ""),
     ("BALANCE_LEFT", 409, ""),
+    ("EVENTS_EXPIRED", 410, ""),
+    ("EVENTS_OFF", 409, ""),
     ("NOT_FOUND", 404, ""),
     ("METHOD_NOT_ALLOWED", 405, ""),
     ("REQUEST_TIMEOUT", 408, ""),

@@ -40,6 +40,7 @@ async fn tables(db: &DatabaseConnection) -> BTreeMap<&'static str, Vec<String>> 
         "balance_entries",
         "campaigns",
         "dead_letters",
+        "events",
         "order_lines",
         "order_refunds",
         "order_totals",

@@ -63,6 +63,7 @@ pub struct Options {
     pub batch: u32,
     /// How long the outbox keeps what PostgreSQL has, by the clock of the test.
     pub outbox_keep_seconds: u64,
+    pub events_keep_days: u32,
     pub request_timeout: Duration,
     pub body_limit: u64,
     pub operators: OperatorsConfig,
@@ -97,6 +98,7 @@ impl Default for Options {
             retention: RetentionConfig::default(),
             batch: 1000,
             outbox_keep_seconds: 60,
+            events_keep_days: 30,
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
             operators: OperatorsConfig::admin(ADMIN),
@@ -322,6 +324,7 @@ pub async fn open(options: &Options, redis: &str, postgres: &str, clock: Clock) 
         projector_batch: options.batch,
         projector_linger_ms: 0,
         outbox_keep_seconds: options.outbox_keep_seconds,
+        events_keep_days: options.events_keep_days,
         ..ProjectorConfig::default()
     };
     App::open(&engine_config(options, redis, postgres), &projector, clock).await

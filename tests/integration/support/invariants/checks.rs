@@ -239,6 +239,16 @@ pub(super) async fn postgres_against_itself(pool: &PgPool) {
              WHERE (c.status = 'HELD') <> (coalesce(orders.status, '') = 'PENDING')
                 OR (c.status = 'USED') <> (coalesce(orders.status, '') = 'PAID')",
         ),
+        (
+            "every decision is one event, unless it is a dead letter",
+            "SELECT partition::bigint FROM projection_positions AS p
+             WHERE events_epoch = epoch AND events_seq = seq AND events_after_epoch = epoch AND seq - events_after_seq <> (
+                 SELECT count(*) FROM events AS e WHERE e.partition = p.partition AND e.epoch = p.epoch
+                     AND coalesce(late_seq, e.seq) > events_after_seq) + (
+                 SELECT count(*) FROM dead_letters AS d WHERE d.partition = p.partition AND d.epoch = p.epoch
+                     AND d.seq > events_after_seq)
+             UNION SELECT partition::bigint FROM events GROUP BY partition, epoch, coalesce(late_seq, seq) HAVING count(*) > 1",
+        ),
         ("lines are of products that exist", "SELECT product_id FROM order_lines EXCEPT SELECT id FROM products"),
         ("coupons are of campaigns that exist", "SELECT coupon_id FROM user_coupons EXCEPT SELECT id FROM campaigns"),
     ] {
