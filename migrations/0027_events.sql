@@ -15,6 +15,7 @@ CREATE TABLE events (
     data json NOT NULL,
     CONSTRAINT events_pk PRIMARY KEY (partition, epoch, seq, late, slot)
 ) PARTITION BY LIST (slot);
+CREATE INDEX events_late ON events (partition, epoch, late_seq) WHERE late_seq IS NOT NULL;
 CREATE TABLE events_0 PARTITION OF events FOR VALUES IN (0);
 CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1);
 CREATE TABLE events_2 PARTITION OF events FOR VALUES IN (2);

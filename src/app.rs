@@ -1,6 +1,7 @@
 //! Builds the parts of a process: connects, opens the stores, runs the background work, serves, and stops in order.
 
 mod gateways;
+mod stores;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,12 +14,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::gateways::gateways;
+use self::{
+    gateways::gateways,
+    stores::{MissingStores, connect_both, reason_to_wait},
+};
 use crate::{
     audit::{Audit, AuditTracker, Auditor},
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, RecoveryMode,
-        redact,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting},
     engine::{Engine, OperatorLog},
@@ -47,6 +50,7 @@ use crate::{
         watch::Watch,
     },
     redis::Store,
+    webhooks::Webhooks,
     worker::Workers,
 };
 
@@ -61,39 +65,6 @@ const OPERATORS_CONNECTIONS: usize = 1024;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The reasons to wait for the stores. Redis, if only PostgreSQL is unavailable.
-struct MissingStores {
-    reasons: Vec<String>,
-    redis: Option<Store>,
-}
-
-/// Connects to both stores. Returns the reasons to wait if a store is unavailable.
-///
-/// # Errors
-/// Errors that waiting does not cure.
-async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), MissingStores>> {
-    let redis = async {
-        let store = Store::connect(&config.redis).await?;
-        store.check_loaded().await?;
-        anyhow::Ok(store)
-    };
-    match tokio::join!(postgres::connect(&config.postgres), redis) {
-        (Ok(db), Ok(store)) => Ok(Ok((db, store))),
-        (db, store) => {
-            let (store, failed) = match store {
-                Ok(store) => (Some(store), None),
-                Err(error) => (None, Some(error)),
-            };
-            let failed = db.err().into_iter().chain(failed);
-            let reasons = failed.map(reason_to_wait).collect::<anyhow::Result<_>>()?;
-            Ok(Err(MissingStores { reasons, redis: store }))
-        }
-    }
-}
-
-/// The reason of a failed attempt to open the stores, if the next attempt may succeed; otherwise the error.
-fn reason_to_wait(error: anyhow::Error) -> anyhow::Result<String> {
-    if open::is_transient(&error) { Ok(redact(&format!("{error:#}")).into_owned()) } else { Err(error) }
 }
 
 /// The connected parts of a process.
@@ -108,6 +79,8 @@ pub struct App {
     pub operator_log: Arc<OperatorLog>,
     /// The recovery of partitions whose data Redis lost.
     pub recovery: Arc<Watch>,
+    /// The receivers of events.
+    pub webhooks: Webhooks,
     /// What this process tells those that start while PostgreSQL is away.
     voucher: Voucher,
     /// What PostgreSQL has to confirm; `None` if the process started with PostgreSQL.
@@ -213,7 +186,7 @@ impl App {
             database: postgres::place(postgres)?,
             ack: durability.ack,
         };
-        Ok(Self::assemble(config, projector, clock, gateways, db, voucher, None))
+        Self::assemble(config, projector, clock, gateways, db, voucher, None)
     }
 
     /// Opens Redis on the word of the instances that serve, while PostgreSQL is away. Returns the reason to wait if they do not
@@ -242,7 +215,7 @@ impl App {
             confirmed,
             contradiction: Arc::default(),
         };
-        Ok(Ok(Self::assemble(config, projector, clock, gateways, db, voucher, Some(confirmation))))
+        Self::assemble(config, projector, clock, gateways, db, voucher, Some(confirmation)).map(Ok)
     }
 
     /// The parts of a process on stores that are open.
@@ -254,8 +227,8 @@ impl App {
         db: postgres::Connection,
         voucher: Voucher,
         confirmation: Option<Confirmation>,
-    ) -> Self {
-        let EngineConfig { redis, postgres, shop, gateway, durability, retention } = config;
+    ) -> anyhow::Result<Self> {
+        let EngineConfig { redis, postgres, shop, gateway, durability, retention, .. } = config;
         let (store, retention, timeout) =
             (voucher.store.clone(), retention.retention(), postgres.transaction_timeout());
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention);
@@ -280,8 +253,10 @@ impl App {
         };
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
-        App {
-            engine: Arc::new(engine),
+        let engine = Arc::new(engine);
+        let webhooks = Webhooks::new(engine.clone(), db.clone(), &config.webhooks, &voucher.process)?;
+        Ok(App {
+            engine,
             projector: match durability.ack {
                 Ack::Redis | Ack::Replica => following,
                 // Replies wait for the projection.
@@ -292,15 +267,19 @@ impl App {
             stopping: CancellationToken::new(),
             operator_log,
             recovery: Arc::new(recovery),
+            webhooks,
             voucher,
             confirmation,
             workers,
-        }
+        })
     }
 
-    /// Starts the projection.
+    /// Starts the projection, and sending its events to webhooks.
     pub fn project(&self) {
         self.projector.follow(&self.workers);
+        if self.projector.keeps_events() {
+            self.webhooks.keep_sending(&self.workers);
+        }
     }
 
     /// Starts ending due holds and checking due payments.
@@ -357,6 +336,7 @@ impl App {
             admin: AdminState {
                 app: app.clone(),
                 projector: self.projector.clone(),
+                webhooks: self.webhooks.clone(),
                 auditor: Arc::new(Auditor::new(self.audit())),
                 stopping: stopping.clone(),
                 recorder: ActionRecorder { log: self.operator_log.clone(), clock: clock.clone() },

@@ -8,7 +8,7 @@
 //! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
 //! ```text
-//! sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← recovery, audit ← http ← dashboard ← app | dev ← cli
+//! sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← webhooks, recovery, audit ← http ← dashboard ← app | dev ← cli
 //! ```
 //!
 //! - `sync` names the locks that the concurrency tests replace.
@@ -20,6 +20,7 @@
 //! - [`gateway`] asks external payment gateways; [`jwt`] verifies users' tokens.
 //! - [`archive`] finds and restores orders that have left Redis.
 //! - [`engine`] has one method per operation; [`projector`] writes to PostgreSQL what Redis decided.
+//! - [`webhooks`] sends events to other systems.
 //! - [`recovery`] opens the stores and rebuilds Redis from PostgreSQL; [`audit`] recomputes every invariant over both.
 //! - [`http`] is the API: routes, bodies, errors, limits, the OpenAPI document. [`dashboard`] is the operators' page and its feed.
 //! - [`app`] builds, starts and stops the parts. [`dev`] starts private servers for `make run` and the tests.
@@ -42,4 +43,5 @@ pub mod recovery;
 pub mod redis;
 mod sync;
 pub mod telemetry;
+pub mod webhooks;
 pub mod worker;

@@ -310,6 +310,7 @@ fn engine_config() -> Result<EngineConfig> {
         gateway: GatewayConfig::default(),
         retention: RetentionConfig::default(),
         durability: DurabilityConfig { ack: ack(), max_backlog: 100_000_000, ..DurabilityConfig::default() },
+        webhooks: WebhookConfig { webhook_allow_private: true },
     })
 }
 

@@ -16,7 +16,7 @@ use crate::{
     app::App,
     config::{
         DurabilityConfig, EngineConfig, GatewayConfig, HttpConfig, PostgresConfig, ProjectorConfig, RedisConfig,
-        RetentionConfig, Secret, ShopConfig,
+        RetentionConfig, Secret, ShopConfig, WebhookConfig,
     },
     dev::Stack,
     http::{auth::operator::Operators, routes::metrics},
@@ -77,7 +77,9 @@ async fn serve_on(
     postgres::create_database(&postgres(stack.admin_database_url()), "firstcome").await?;
     let postgres = postgres(stack.database_url());
     postgres::migrate(&postgres::connect(&postgres).await?).await?;
-    let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention };
+    // Receivers that are tried out run here too.
+    let webhooks = WebhookConfig { webhook_allow_private: true };
+    let engine = EngineConfig { redis, postgres, shop, gateway, durability, retention, webhooks };
     let projector = ProjectorConfig::default();
     let opening = Box::pin(App::open(&engine, &projector, Clock::system()));
     let opened = stop.run_until_cancelled(opening).await.transpose()?;

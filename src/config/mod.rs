@@ -17,6 +17,7 @@ mod retention;
 mod secrets;
 mod shop;
 mod telemetry;
+mod webhooks;
 
 use clap::Args;
 
@@ -34,6 +35,7 @@ pub use self::{
     secrets::{PUBLIC_POSTGRES_PARAMETERS, Redacting, Secret, hide, redact, url_of},
     shop::{MAX_LEASE_MS, ShopConfig},
     telemetry::{LogFormat, TelemetryConfig},
+    webhooks::WebhookConfig,
 };
 
 /// The settings of every command that opens both stores.
@@ -51,6 +53,8 @@ pub struct EngineConfig {
     pub durability: DurabilityConfig,
     #[command(flatten)]
     pub retention: RetentionConfig,
+    #[command(flatten)]
+    pub webhooks: WebhookConfig,
 }
 
 impl EngineConfig {

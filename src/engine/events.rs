@@ -75,6 +75,18 @@ impl Engine {
         Ok(EventPage { events: found, next, has_more })
     }
 
+    /// The cursor after the events that are kept no longer.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
+    pub async fn skip_expired_events(&self, cursor: &EventCursor) -> Result<EventCursor, Error> {
+        let mut cursor = cursor.clone();
+        for range in events::ranges(&self.db).await? {
+            cursor.advance(range.partition, range.after.max(cursor.place(range.partition)));
+        }
+        Ok(cursor)
+    }
+
     /// The identity of the deployment, as events name it.
     ///
     /// # Errors

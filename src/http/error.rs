@@ -79,6 +79,10 @@ codes! {
     InvalidRequest = BAD_REQUEST "INVALID_REQUEST" "요청 데이터가 유효하지 않습니다.";
     DeadLetterNotFound = NOT_FOUND "DEAD_LETTER_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
     DeadLetterRefused = CONFLICT "DEAD_LETTER_REFUSED" "이벤트를 반영할 수 없습니다.";
+    WebhookNotFound = NOT_FOUND "WEBHOOK_NOT_FOUND" "해당 웹훅을 찾을 수 없습니다.";
+    EventNotFound = NOT_FOUND "EVENT_NOT_FOUND" "해당 이벤트를 찾을 수 없습니다.";
+    TooManyWebhooks = CONFLICT "TOO_MANY_WEBHOOKS" "웹훅을 더 만들 수 없습니다.";
+    KeyRotating = CONFLICT "SECRET_ROTATING" "이전 비밀 키가 아직 유효합니다.";
     EventsExpired = GONE "EVENTS_EXPIRED" "보관 기간이 지난 이벤트가 있습니다.";
     EventsOff = CONFLICT "EVENTS_OFF" "이벤트 보관이 꺼져 있습니다.";
     InvalidIdempotencyKey = BAD_REQUEST "INVALID_IDEMPOTENCY_KEY" "멱등성 키가 유효하지 않습니다.";
@@ -164,6 +168,10 @@ impl From<&Error> for Code {
             Error::PurchaseLimitExceeded => Code::PurchaseLimitExceeded,
             Error::TooManyOpenOrders => Code::TooManyRequests,
             Error::InvalidRequest(_) => Code::InvalidRequest,
+            Error::WebhookNotFound => Code::WebhookNotFound,
+            Error::TooManyWebhooks => Code::TooManyWebhooks,
+            Error::KeyRotating => Code::KeyRotating,
+            Error::EventNotFound => Code::EventNotFound,
             Error::EventsExpired => Code::EventsExpired,
             Error::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Error::InProgress => Code::RequestInProgress,

@@ -70,6 +70,18 @@ pub enum Error {
     /// Extension: events after the reader's cursor are kept no longer.
     #[error("events after the cursor are gone")]
     EventsExpired,
+    /// Extension: no webhook has this id.
+    #[error("no such webhook")]
+    WebhookNotFound,
+    /// Extension: a deployment has no more webhooks.
+    #[error("too many webhooks")]
+    TooManyWebhooks,
+    /// Extension: the old key of the webhook is still valid.
+    #[error("the key of the webhook is being rotated")]
+    KeyRotating,
+    /// Extension: no event that is kept has this id.
+    #[error("no such event")]
+    EventNotFound,
     /// Extension: the idempotency key was used for a different request.
     #[error("the idempotency key belongs to another request")]
     IdempotencyKeyReused,

@@ -22,6 +22,7 @@ mod time;
 mod timeline;
 mod types;
 mod users;
+mod webhooks;
 
 pub use call::*;
 pub use campaigns::*;
@@ -41,6 +42,7 @@ pub use time::*;
 pub use timeline::*;
 pub use types::*;
 pub use users::*;
+pub use webhooks::*;
 
 /// The outcome of an operation whose reply an idempotency key may replay.
 pub type Outcome<T> = Result<Reply<T>, Error>;

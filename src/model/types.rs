@@ -52,6 +52,8 @@ ids! {
     OrderId;
     /// A payment of an order.
     PaymentId;
+    /// A receiver of events.
+    WebhookId;
 }
 
 /// A name that the enumeration does not have.
@@ -139,6 +141,14 @@ text_enums! {
         Payment = "PAYMENT",
         /// Extension: the refund of an order.
         Refund = "REFUND",
+    }
+    /// Extension: whether a webhook is sent events.
+    WebhookStatus {
+        On = "ON",
+        /// An operator has switched it off.
+        Off = "OFF",
+        /// Its receiver has taken nothing for days.
+        Failed = "FAILED",
     }
     /// The calendar days, the current one included, over which sales are ranked.
     RankingScope {

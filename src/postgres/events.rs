@@ -87,6 +87,25 @@ pub async fn after(
     rows.iter().map(|row| event(row, here)).collect::<sqlx::Result<_>>().map_err(translate_sqlx)
 }
 
+/// The event of a decision.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn find(db: &Connection, here: Partition, epoch: i64, seq: i64) -> Result<Option<KeptEvent>, Error> {
+    let row = sqlx::query(
+        "SELECT epoch, seq, late, coalesce(late_seq, seq) AS decided_seq, type, subject,
+             (extract(epoch FROM at) * 1000)::bigint AS at_ms, data::text AS data
+         FROM events WHERE partition = $1 AND epoch = $2 AND (seq = $3 AND late = 0 OR late_seq = $3) LIMIT 1",
+    )
+    .bind(i32::from(here.0))
+    .bind(epoch)
+    .bind(seq)
+    .fetch_optional(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    row.map_or(Ok(None), |row| event(&row, here).map(|(_, event)| event)).map_err(translate_sqlx)
+}
+
 /// The place of an event, and the event unless its type is not wanted.
 fn event(row: &PgRow, partition: Partition) -> sqlx::Result<(EventPlace, Option<KeptEvent>)> {
     let late: i32 = row.try_get("late")?;

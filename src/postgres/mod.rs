@@ -64,6 +64,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (26, "users from elsewhere", include_str!("../../migrations/0026_users_from_elsewhere.sql")),
     (27, "events", include_str!("../../migrations/0027_events.sql")),
     (28, "operator roles", include_str!("../../migrations/0028_operator_roles.sql")),
+    (29, "webhooks", include_str!("../../migrations/0029_webhooks.sql")),
 ];
 
 /// Checks the server, and creates the pool.

@@ -86,6 +86,7 @@ impl Shop {
             gateway: GatewayConfig::default(),
             retention: RetentionConfig::default(),
             durability: DurabilityConfig { max_backlog: 100_000_000, ..DurabilityConfig::default() },
+            webhooks: WebhookConfig::default(),
         };
         let app = runtime.block_on(App::open(&config, &ProjectorConfig::default(), Clock::system()))?;
         let router = {

@@ -5,6 +5,7 @@
 mod audit;
 mod coupons;
 mod dead_letters;
+mod deliveries;
 mod events;
 mod operator_log;
 mod orders;
@@ -15,6 +16,7 @@ mod recoveries;
 mod sales;
 mod timeline;
 mod users;
+mod webhooks;
 mod withheld;
 
 use std::sync::Arc;
@@ -40,7 +42,7 @@ use super::{
     roles::enforce,
     state::AppState,
 };
-use crate::{audit::Auditor, projector::Projector};
+use crate::{audit::Auditor, projector::Projector, webhooks::Webhooks};
 
 pub use self::{coupons::CreateCampaignRequest, products::CreateProductRequest, users::CreateUserRequest};
 
@@ -53,6 +55,8 @@ pub struct AdminState {
     pub app: AppState,
     /// Retries dead letters.
     pub projector: Projector,
+    /// The receivers of events.
+    pub webhooks: Webhooks,
     /// Recomputes the invariants.
     pub auditor: Arc<Auditor>,
     /// Cancelled once the process is to end: streams end then.
@@ -94,6 +98,8 @@ pub fn routes() -> OpenApiRouter<AdminState> {
         .merge(withheld::router())
         .merge(audit::router())
         .merge(events::router())
+        .merge(webhooks::router())
+        .merge(deliveries::router())
         .merge(operator_log::router())
         .merge(timeline::router())
 }

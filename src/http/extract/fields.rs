@@ -13,7 +13,7 @@ use utoipa::openapi::{KnownFormat, ObjectBuilder, SchemaFormat, schema::Type};
 use super::decode::{Whole, decimal};
 use crate::{
     http::error::Code,
-    model::{Category, CouponId, LimitGroup, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId},
+    model::{Category, CouponId, LimitGroup, MAX_SAFE_INTEGER, Millis, OrderId, ProductId, UserId, WebhookId},
 };
 
 /// Describes a field's type. Its name in Rust keeps two types apart until the document has them in place.
@@ -104,6 +104,7 @@ ids! {
     ProductId ProductNotFound |_| None;
     OrderId OrderNotFound |_| None;
     CouponId CouponNotFound |_| None;
+    WebhookId WebhookNotFound |_| None;
 }
 
 /// A whole number from `MIN` to `MAX`. In a query string it is decimal, and decoded by [`parsed`](super::decode::parsed).

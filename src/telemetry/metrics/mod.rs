@@ -165,6 +165,15 @@ metrics! {
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
         "Events that this process could not apply and filed as dead letters.";
 
+    WEBHOOK_DELIVERIES: IntCounterVec = "firstcome_webhook_deliveries_total" ("result")
+        "Attempts of this process to deliver an event to a webhook: delivered, rejected (another status than 2xx), timeout, unreachable, refused_address (a private one).";
+    WEBHOOK_EVENTS_EXPIRED: IntCounter = "firstcome_webhook_events_expired_total" ()
+        "Times that events were removed before a webhook was sent them.";
+    WEBHOOKS_FAILED: IntGauge = "firstcome_webhooks_failed" ()
+        "Webhooks that are switched off because their receivers failed for three days.";
+    WEBHOOKS_FAILING: IntGauge = "firstcome_webhooks_failing" ()
+        "Webhooks whose receivers take nothing now, or not everything.";
+
     STOCK_TRANSFERS: IntCounterVec = "firstcome_stock_transfers_total" ("step")
         "Transfers of units between partitions that this process began: allotted (from the product's own partition to another one), returned (back).";
     EXPIRED: IntCounterVec = "firstcome_expired_total" ("kind")
@@ -189,6 +198,7 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&RECOVERIES, &["COMPLETE", "FAILED", "WITHHELD"]),
     (&AUDITS, &["balanced", "failed", "stopped", "unbalanced"]),
     (&PROJECTOR_FAILURES, &["gap", "newer_version", "superseded", "timeout", "unavailable"]),
+    (&WEBHOOK_DELIVERIES, &["delivered", "refused_address", "rejected", "timeout", "unreachable"]),
     (&EXPIRED, &["order", "payment"]),
     (&SWEEP_FAILURES, &["order", "payment"]),
     (&STOCK_TRANSFERS, &["allotted", "returned"]),

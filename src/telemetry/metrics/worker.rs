@@ -51,4 +51,6 @@ workers! {
     RequestReports = "request_reports",
     /// Asks the Sentinels for the primary.
     Sentinels = "sentinels",
+    /// Sends events to webhooks.
+    Webhooks = "webhooks",
 }

@@ -10,6 +10,7 @@ mod runbook;
 mod sessions;
 mod telemetry;
 mod timeline;
+mod webhooks;
 
 use firstcome::config::{OperatorsConfig, Secret};
 

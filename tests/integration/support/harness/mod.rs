@@ -64,6 +64,7 @@ pub struct Options {
     /// How long the outbox keeps what PostgreSQL has, by the clock of the test.
     pub outbox_keep_seconds: u64,
     pub events_keep_days: u32,
+    pub webhooks: WebhookConfig,
     pub request_timeout: Duration,
     pub body_limit: u64,
     pub operators: OperatorsConfig,
@@ -99,6 +100,7 @@ impl Default for Options {
             batch: 1000,
             outbox_keep_seconds: 60,
             events_keep_days: 30,
+            webhooks: WebhookConfig { webhook_allow_private: true },
             request_timeout: Duration::from_secs(300),
             body_limit: 65_536,
             operators: OperatorsConfig::admin(ADMIN),
@@ -360,6 +362,7 @@ pub fn engine_config(options: &Options, redis: &str, postgres: &str) -> EngineCo
         gateway: options.gateway.clone(),
         durability: options.durability.clone(),
         retention: options.retention.clone(),
+        webhooks: options.webhooks.clone(),
     }
 }
 

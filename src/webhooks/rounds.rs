@@ -1,0 +1,407 @@
+//! Sends to a webhook in rounds: reads what is next, sends it, and writes what became of it in one transaction.
+//!
+//! A round sends new events after the cursor, and what failed before and is due. Events of one subject go one after the other, subjects go
+//! at the same time. An event that fails is kept to be sent again, with those of its subject behind it, and the cursor moves on. If
+//! nothing at all is taken, the receiver is down: the cursor stays, and a few events try it again after growing pauses. So a dead
+//! receiver costs no rows.
+//!
+//! A process that dies in a round leaves the cursor where it was: its events are sent again.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, stream};
+use reqwest::Url;
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep},
+};
+
+use super::{
+    Webhooks,
+    schedule::{is_over, next_attempt, next_probe},
+    sender::Attempt,
+};
+use crate::{
+    model::{
+        Delivery, Error, LeasedWebhook, Millis, PendingEvent, RoundOutcome, WebhookId,
+        public_event::{EventCursor, EventPage, EventQuery, EventStart, KeptEvent},
+    },
+    postgres::{events, webhooks::rounds},
+    telemetry::metrics,
+    worker::{Worker, Workers},
+};
+
+/// How often webhooks are looked for that have something to send.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// How often webhooks that fail are counted, and old attempts removed.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+const PURGE_INTERVAL: Duration = Duration::from_secs(600);
+/// How long a lease holds, and how often it is renewed while a round goes on.
+const LEASE_TIME: Duration = Duration::from_secs(15);
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// Days that attempts are kept in the log.
+const LOG_DAYS: i64 = 14;
+/// The requests to one receiver at the same time.
+const CONCURRENCY: usize = 64;
+/// The new events of a round: at first, at most, and to a receiver that is down.
+const FIRST_WINDOW: usize = 64;
+const MAX_WINDOW: usize = 1000;
+const PROBES: usize = 8;
+/// A round shall take about as long as this: then its window is right.
+const ROUND_TIME: Duration = Duration::from_secs(1);
+/// The failures of a round without a success after which it sends nothing more.
+const MAX_FAILURES: i64 = 16;
+/// The events that are kept to be sent again to one receiver. With more, new events wait.
+const MAX_RETRIES: i64 = 1000;
+/// Events that are sent again in one round.
+const RETRY_BATCH: i64 = 100;
+
+/// What became of an event in a round.
+enum Sent {
+    Attempted(PendingEvent, Delivery, Attempt),
+    /// An earlier event of its subject failed, or nothing is taken.
+    Held(PendingEvent),
+}
+
+/// Counts the attempts of a round.
+#[derive(Default)]
+struct Tally {
+    delivered: AtomicI64,
+    failed: AtomicI64,
+}
+
+impl Tally {
+    fn is_hopeless(&self) -> bool {
+        self.delivered.load(Ordering::Relaxed) == 0 && self.failed.load(Ordering::Relaxed) >= MAX_FAILURES
+    }
+}
+
+/// A webhook's rounds in this process.
+struct Run {
+    holder: String,
+    window: usize,
+    /// Read while the last round was sending: the events after this cursor.
+    prefetched: Option<(EventCursor, EventPage)>,
+}
+
+impl Webhooks {
+    /// Starts the worker that sends.
+    pub fn keep_sending(&self, workers: &Workers) {
+        let this = self.clone();
+        workers.spawn(Worker::Webhooks, move || {
+            let this = this.clone();
+            async move { this.dispatch().await }
+        });
+    }
+
+    /// Runs the rounds of every webhook for ever, each in a task of its own.
+    async fn dispatch(&self) {
+        let (mut tasks, mut ticks) = (JoinSet::new(), interval(POLL_INTERVAL));
+        let (mut counted, mut purged) = (None::<Instant>, None::<Instant>);
+        loop {
+            ticks.tick().await;
+            while tasks.try_join_next().is_some() {}
+            match self.with_something_to_send().await {
+                Ok(due) => due.into_iter().for_each(|id| {
+                    let this = self.clone();
+                    tasks.spawn(async move { this.run(id).await });
+                }),
+                Err(error) => tracing::debug!(%error, "webhooks are not looked for"),
+            }
+            if counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL) {
+                counted = Some(Instant::now());
+                if let Ok((failed, failing)) = rounds::failing(&self.db).await {
+                    metrics::WEBHOOKS_FAILED.set(failed);
+                    metrics::WEBHOOKS_FAILING.set(failing);
+                }
+            }
+            if purged.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL) {
+                purged = Some(Instant::now());
+                if let Err(error) = rounds::purge_log(&self.db, self.clock.now(), LOG_DAYS).await {
+                    tracing::debug!(%error, "old attempts of webhooks are not removed yet");
+                }
+            }
+        }
+    }
+
+    /// Sends what every webhook has to be sent now, one after the other.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while PostgreSQL is.
+    pub async fn send_due(&self) -> Result<(), Error> {
+        for id in self.with_something_to_send().await? {
+            self.run_rounds(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn with_something_to_send(&self) -> Result<Vec<WebhookId>, Error> {
+        let due = rounds::due(&self.db, self.clock.now()).await?;
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ranges = events::ranges(&self.db).await?;
+        let is_behind =
+            |cursor: &EventCursor| ranges.iter().any(|range| range.last > cursor.place(range.partition));
+        let due = due.into_iter().filter(|webhook| webhook.has_retries || is_behind(&webhook.cursor));
+        Ok(due.map(|webhook| webhook.id).collect())
+    }
+
+    async fn run(&self, id: WebhookId) {
+        if let Err(error) = self.run_rounds(id).await {
+            tracing::debug!(webhook = id.get(), %error, "a webhook waits");
+        }
+    }
+
+    /// Runs rounds until nothing is left to send now.
+    async fn run_rounds(&self, id: WebhookId) -> Result<(), Error> {
+        static RUNS: AtomicU64 = AtomicU64::new(0);
+        let holder = format!("{}/{}", self.process, RUNS.fetch_add(1, Ordering::Relaxed));
+        let mut run = Run { holder, window: FIRST_WINDOW, prefetched: None };
+        while let Some(leased) = rounds::lease(&self.db, id, &run.holder, LEASE_TIME).await? {
+            if !self.round(&leased, &mut run).await? {
+                return rounds::release(&self.db, id, &run.holder).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// One round. Returns whether another one has something to do.
+    async fn round(&self, webhook: &LeasedWebhook, run: &mut Run) -> Result<bool, Error> {
+        let now = self.clock.now();
+        let retries = rounds::retries(&self.db, webhook.id, now, RETRY_BATCH).await?;
+        let room = usize::try_from(MAX_RETRIES - webhook.retries).unwrap_or_default();
+        let window = if webhook.failures > 0 { PROBES } else { run.window };
+        let page = match self.next_page(webhook, run, window.min(room)).await? {
+            Some(page) => page,
+            None => EventPage { events: Vec::new(), next: webhook.cursor.clone(), has_more: false },
+        };
+        let waiting: HashSet<String> = if webhook.retries > 0 {
+            rounds::waiting_subjects(&self.db, webhook.id).await?.into_iter().collect()
+        } else {
+            HashSet::new()
+        };
+        let (new, retried) = (page.events.len(), retries.len());
+        let mut new_events = Vec::with_capacity(new);
+        for event in page.events {
+            new_events.push(self.pending(event).await?);
+        }
+        let (held, free): (Vec<_>, Vec<_>) = new_events.into_iter().partition(|event| waiting.contains(&event.subject));
+        let began = Instant::now();
+        let sending = self.send_all(webhook, grouped(retries.into_iter().chain(free)));
+        let query = self.query(webhook, &page.next, run.window);
+        let prefetching = async { if page.has_more { self.engine.events(query, Duration::ZERO).await.ok() } else { None } };
+        let both = async { tokio::join!(sending, prefetching) };
+        let Some((mut sent, prefetched)) = self.renewing(webhook.id, &run.holder, both).await? else { return Ok(false) };
+        sent.extend(held.into_iter().map(Sent::Held));
+        let (outcome, is_up) = self.outcome(webhook, &page.next, sent);
+        if new >= window {
+            run.window = if began.elapsed() < ROUND_TIME { run.window * 2 } else { run.window / 2 };
+            run.window = run.window.clamp(PROBES, MAX_WINDOW);
+        }
+        run.prefetched = prefetched.filter(|_| is_up).map(|next| (page.next, next));
+        if !rounds::finish(&self.db, webhook.id, &run.holder, &outcome, now).await? {
+            return Ok(false);
+        }
+        if outcome.gives_up {
+            tracing::error!(webhook = webhook.id.get(), "a webhook is switched off: its receiver takes nothing");
+        }
+        Ok(is_up && !outcome.gives_up && (page.has_more || retried > 0))
+    }
+
+    /// The next new events; `None` if there is no room for one that fails.
+    async fn next_page(
+        &self,
+        webhook: &LeasedWebhook,
+        run: &mut Run,
+        limit: usize,
+    ) -> Result<Option<EventPage>, Error> {
+        if limit == 0 {
+            return Ok(None);
+        }
+        if let Some((cursor, page)) = run.prefetched.take()
+            && cursor == webhook.cursor
+            && page.events.len() <= limit
+            && (webhook.kinds.is_empty() || page.events.iter().all(|event| webhook.kinds.contains(&event.kind)))
+        {
+            return Ok(Some(page));
+        }
+        match self.engine.events(self.query(webhook, &webhook.cursor, limit), Duration::ZERO).await {
+            Err(Error::EventsExpired) => {
+                let next = self.engine.skip_expired_events(&webhook.cursor).await?;
+                metrics::WEBHOOK_EVENTS_EXPIRED.inc();
+                tracing::error!(webhook = webhook.id.get(), "events were removed before a webhook was sent them");
+                Ok(Some(EventPage { events: Vec::new(), next, has_more: true }))
+            }
+            page => page.map(Some),
+        }
+    }
+
+    fn query(&self, webhook: &LeasedWebhook, after: &EventCursor, limit: usize) -> EventQuery {
+        EventQuery { after: EventStart::At(after.clone()), kinds: webhook.kinds.clone(), limit: limit as i64 }
+    }
+
+    async fn pending(&self, event: KeptEvent) -> Result<PendingEvent, Error> {
+        Ok(PendingEvent {
+            partition: event.partition,
+            place: event.place,
+            id: event.id(),
+            kind: event.kind.clone(),
+            subject: event.subject.clone(),
+            attempts: 0,
+            first_failed_at: None,
+            manual: false,
+            body: self.body(event).await?,
+        })
+    }
+
+    /// Runs `work`, and keeps the lease meanwhile. `None` if it is lost: another process sends, or the webhook is off.
+    async fn renewing<T>(
+        &self,
+        id: WebhookId,
+        holder: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<Option<T>, Error> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(Some(done)),
+                () = sleep(RENEW_INTERVAL) => {
+                    if rounds::lease(&self.db, id, holder, LEASE_TIME).await?.is_none() {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends the events of each group one after the other, and the groups at the same time.
+    async fn send_all(&self, webhook: &LeasedWebhook, groups: Vec<Vec<PendingEvent>>) -> Vec<Sent> {
+        let (url, tally) = (self.policy.url(&webhook.url), Tally::default());
+        let (url, tally) = (&url, &tally);
+        let sent = stream::iter(groups).map(|group| async move {
+            let (mut sent, mut failed) = (Vec::with_capacity(group.len()), false);
+            for event in group {
+                if failed || tally.is_hopeless() {
+                    sent.push(Sent::Held(event));
+                    continue;
+                }
+                let (delivery, attempt) = self.attempt(webhook, url.as_ref(), &event).await;
+                failed = attempt.failure.is_some();
+                (if failed { &tally.failed } else { &tally.delivered }).fetch_add(1, Ordering::Relaxed);
+                sent.push(Sent::Attempted(event, delivery, attempt));
+            }
+            sent
+        });
+        sent.buffer_unordered(CONCURRENCY).concat().await
+    }
+
+    async fn attempt(
+        &self,
+        webhook: &LeasedWebhook,
+        url: Option<&Url>,
+        event: &PendingEvent,
+    ) -> (Delivery, Attempt) {
+        let (at, began) = (self.clock.now(), Instant::now());
+        let attempt = match url {
+            Some(url) => self.sender.send(url, &webhook.keys, event, at).await,
+            // It was admitted under other settings.
+            None => Attempt { status: None, failure: Some("refused_address") },
+        };
+        metrics::WEBHOOK_DELIVERIES.with_label_values(&[attempt.result()]).inc();
+        let is_new = event.first_failed_at.is_none() && !event.manual;
+        let delivery = Delivery {
+            no: 0,
+            event_id: event.id.clone(),
+            kind: event.kind.clone(),
+            attempt: event.attempts + 1 + if is_new { webhook.failures } else { 0 },
+            at,
+            took_ms: began.elapsed().as_millis() as i64,
+            status: attempt.status,
+            failure: attempt.failure.map(str::to_owned),
+            manual: event.manual,
+        };
+        (delivery, attempt)
+    }
+
+    /// What a round changes, and whether the receiver is up.
+    fn outcome(&self, webhook: &LeasedWebhook, next: &EventCursor, sent: Vec<Sent>) -> (RoundOutcome, bool) {
+        let now = self.clock.now();
+        let mut attempts = sent.iter().filter_map(|sent| match sent {
+            Sent::Attempted(event, _, attempt) => Some((event.first_failed_at.is_none(), attempt.failure.is_some())),
+            Sent::Held(_) => None,
+        });
+        // What failed before says nothing about the receiver.
+        let is_up = attempts.clone().any(|(_, failed)| !failed) || !attempts.any(|(is_new, failed)| is_new && failed);
+        let is_gone = sent.iter().any(|sent| matches!(sent, Sent::Attempted(_, _, attempt) if attempt.is_gone()));
+        let mut outcome = RoundOutcome {
+            cursor: next.clone(),
+            failed: Vec::new(),
+            recovered: Vec::new(),
+            deliveries: Vec::new(),
+            failing_since: None,
+            failures: 0,
+            next_at: now,
+            gives_up: is_gone,
+        };
+        if !is_up {
+            let since = webhook.failing_since.unwrap_or(now);
+            outcome.cursor = webhook.cursor.clone();
+            outcome.failing_since = Some(since);
+            outcome.failures = webhook.failures + 1;
+            outcome.next_at = next_probe(outcome.failures, now);
+            outcome.gives_up |= is_over(since, now);
+        }
+        for sent in sent {
+            let (event, delivery, attempt) = match sent {
+                Sent::Attempted(event, delivery, attempt) => (event, Some(delivery), Some(attempt)),
+                Sent::Held(event) => (event, None, None),
+            };
+            outcome.deliveries.extend(delivery);
+            let was_kept = event.first_failed_at.is_some();
+            match attempt.map(|attempt| attempt.failure) {
+                Some(None) if was_kept => outcome.recovered.push((event.partition, event.place)),
+                Some(None) => {}
+                Some(Some(_)) if was_kept || is_up => self.keep_failed(&mut outcome, event, now),
+                None if !was_kept && is_up => {
+                    outcome.failed.push((PendingEvent { first_failed_at: Some(now), ..event }, now));
+                }
+                // The cursor stays before it, or it is kept as it was.
+                Some(Some(_)) | None => {}
+            }
+        }
+        (outcome, is_up)
+    }
+
+    /// Keeps an event that failed, to be sent again.
+    fn keep_failed(&self, outcome: &mut RoundOutcome, event: PendingEvent, now: Millis) {
+        let first_failed_at = event.first_failed_at.unwrap_or(now);
+        let attempts = event.attempts + 1;
+        match (is_over(first_failed_at, now), event.manual) {
+            (true, true) => outcome.recovered.push((event.partition, event.place)),
+            (is_over, _) => {
+                outcome.gives_up |= is_over;
+                let due = next_attempt(attempts, now);
+                let event = PendingEvent { attempts, first_failed_at: Some(first_failed_at), ..event };
+                outcome.failed.push((event, due));
+            }
+        }
+    }
+}
+
+/// The events by subject, in their order. An event that an operator sends again stands alone.
+fn grouped(events: impl IntoIterator<Item = PendingEvent>) -> Vec<Vec<PendingEvent>> {
+    let (mut groups, mut places): (Vec<Vec<PendingEvent>>, HashMap<String, usize>) = Default::default();
+    for event in events {
+        let place = if event.manual { groups.len() } else { *places.entry(event.subject.clone()).or_insert(groups.len()) };
+        match groups.get_mut(place) {
+            Some(group) => group.push(event),
+            None => groups.push(vec![event]),
+        }
+    }
+    groups
+}
