@@ -65,8 +65,6 @@ const OPERATORS_CONNECTIONS: usize = 1024;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-}
-
 /// The connected parts of a process.
 pub struct App {
     pub engine: Arc<Engine>,

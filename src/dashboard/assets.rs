@@ -70,6 +70,7 @@ assets! {
     "uplot.LICENSE": TEXT,
     "uplot.min.css": STYLE,
     "uplot.min.js": SCRIPT,
+    "webhooks.js": SCRIPT,
 }
 
 impl Asset {

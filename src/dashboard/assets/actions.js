@@ -1,4 +1,4 @@
-// The actions of operators: campaigns, dead letters, stuck payments, withheld units, an audit; and the buttons of the page.
+// The actions of operators: campaigns, dead letters, stuck payments, withheld units, an audit, webhooks; and the buttons of the page.
 
 import { onAddress } from './address.js';
 import { ApiError, audit, read, write } from './api.js';
@@ -12,6 +12,7 @@ import { allProducts, bindProductLinks, editProductById, newProduct, openProduct
 import { openRecoveries } from './recoveries.js';
 import { openSales } from './sales.js';
 import { openTimelineSearch } from './timeline.js';
+import { openWebhooks } from './webhooks.js';
 
 const WEEK_MS = 7 * 24 * 60 * 60 * 1000;
 
@@ -219,6 +220,7 @@ export function bindActions({ snapshot, now, onResult }) {
     byId('stuck').addEventListener('click', stuckPayments);
     byId('find').addEventListener('click', () => openTimelineSearch());
     byId('operator-log').addEventListener('click', openOperatorLog);
+    byId('webhooks').addEventListener('click', openWebhooks);
     byId('all-recoveries').addEventListener('click', openRecoveries);
     byId('run-audit').addEventListener('click', ({ currentTarget }) => {
         if (currentTarget.getAttribute('aria-disabled') !== 'true') runAudit(snapshot);

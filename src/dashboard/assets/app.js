@@ -4,7 +4,7 @@
 // api.js, feed.js        the session and the operators' API; the live feed
 // status.js              the status line
 // sale.js, engine.js, recoveries.js   the panels; charts.js the history that they show
-// actions.js, dialogs.js the actions of operators; timeline.js, operator-log.js their look-ups
+// actions.js, dialogs.js the actions of operators; timeline.js, operator-log.js their look-ups; webhooks.js the receivers of events
 // products.js            the list of products, and the page of one; sales.js, plan.js the plan of sales; forms.js their fields
 // address.js             what the address of the page names
 

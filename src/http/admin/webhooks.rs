@@ -126,6 +126,10 @@ struct WebhookResponse {
     /// 생성 시각
     #[schema(example = "2024-04-04T14:45:00")]
     created_at: String,
+    /// 비밀 키: 서명을 확인하는 데 씁니다. 생성할 때만 보여 줍니다
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
+    secret: Option<String>,
 }
 
 impl WebhookResponse {
@@ -142,19 +146,9 @@ impl WebhookResponse {
             retries: webhook.retries,
             old_secret_until: webhook.old_key_until.map(|at| at.local(zone)),
             created_at: webhook.created_at.local(zone),
+            secret: None,
         }
     }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(description = "생성된 웹훅")]
-struct CreatedWebhookResponse {
-    #[serde(flatten)]
-    webhook: WebhookResponse,
-    /// 비밀 키: 서명을 확인하는 데 씁니다. 다시 보여 주지 않습니다
-    #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
-    secret: String,
 }
 
 documented_errors! { CreateWebhookErrors {
@@ -171,20 +165,20 @@ documented_errors! { CreateWebhookErrors {
     description = "지금부터 결정되는 이벤트를 받을 주소를 등록합니다. 요청은 Standard Webhooks 규격으로 서명됩니다. 응답의 secret은 다시 \
         조회할 수 없습니다.",
     request_body(content = CreateWebhookRequest),
-    responses((status = 201, description = "웹훅 생성 성공", body = CreatedWebhookResponse), CreateWebhookErrors)
+    responses((status = 201, description = "웹훅 생성 성공", body = WebhookResponse), CreateWebhookErrors)
 )]
 async fn create(
     State(admin): State<AdminState>,
     Write { call, body: new }: Write<CreateWebhookRequest>,
-) -> Done<CreatedWebhookResponse> {
+) -> Done<WebhookResponse> {
     if !admin.projector.keeps_events() {
         return Err(Code::EventsOff.into());
     }
     let created = admin.webhooks.create(&call, new).await?;
     let (zone, id) = (admin.app.engine.zone(), created.value.webhook.id.get());
-    let response = |CreatedWebhook { webhook, key }: CreatedWebhook| CreatedWebhookResponse {
-        webhook: WebhookResponse::new(webhook, zone),
-        secret: key,
+    let response = |CreatedWebhook { webhook, key }: CreatedWebhook| WebhookResponse {
+        secret: Some(key),
+        ..WebhookResponse::new(webhook, zone)
     };
     Ok(Answer::created(created.map(response)).naming("webhookId", id))
 }

@@ -13,6 +13,7 @@ const ROUTES: &[(&str, u32)] = &[
     // A quarter of a megabyte and more.
     ("/swagger-ui/{*file}", 5),
     ("/v3/api-docs", 5),
+    ("/v3/event-docs", 5),
 ];
 
 /// Further tokens if the reply is this refusal: PostgreSQL was asked for it.

@@ -19,7 +19,10 @@ use axum::{
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
-use super::document::{complete, for_clients};
+use super::{
+    document::{complete, for_clients},
+    events,
+};
 use crate::{
     http::error::{ApiError, Code},
     model::Error,
@@ -28,6 +31,8 @@ use crate::{
 pub const DOCUMENT_PATH: &str = "/v3/api-docs";
 /// The document for generators of clients, whose classes have names of Latin letters.
 const CLIENTS_PATH: &str = "/v3/api-docs/clients";
+/// The AsyncAPI document of the events.
+const EVENTS_DOCUMENT_PATH: &str = "/v3/event-docs";
 const PAGE_PATH: &str = "/swagger-ui/index.html";
 const JSON: &str = "application/json";
 /// May be stored, but not used without asking: it changes with the program.
@@ -51,6 +56,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(document: OpenApi, tokens: bool)
     Router::new()
         .route(DOCUMENT_PATH, json(document))
         .route(CLIENTS_PATH, json(clients))
+        .route(EVENTS_DOCUMENT_PATH, json(Bytes::from(events::document().to_string())))
         .route("/swagger-ui", get(to_page))
         .route("/swagger-ui/", get(to_page))
         .route("/swagger-ui.html", get(to_page))

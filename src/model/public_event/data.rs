@@ -122,8 +122,14 @@ data! {
         price: i64,
         category: String,
         stock_quantity: i64,
-        #[serde(flatten)]
-        terms: TermsData,
+        #[schema(required = true, format = DateTime)]
+        opens_at: Option<String>,
+        #[schema(required = true, format = DateTime)]
+        closes_at: Option<String>,
+        #[schema(required = true)]
+        limit_per_user: Option<i64>,
+        #[schema(required = true)]
+        limit_group: Option<String>,
     }
     ProductChangedData {
         product_id: i64,
@@ -134,10 +140,6 @@ data! {
         stock_delta: i64,
         /// Counts the changes of the price and the terms.
         version: i64,
-        #[serde(flatten)]
-        terms: TermsData,
-    }
-    TermsData {
         #[schema(required = true, format = DateTime)]
         opens_at: Option<String>,
         #[schema(required = true, format = DateTime)]

@@ -4,20 +4,9 @@ use serde::Serialize;
 
 use super::{data::*, rfc3339};
 use crate::model::{
-    BalanceEntry, CouponConditions, OrderLine, SaleTerms,
+    BalanceEntry, CouponConditions, OrderLine,
     event::{self, Body, PaymentOutcome},
 };
-
-impl From<&SaleTerms> for TermsData {
-    fn from(terms: &SaleTerms) -> Self {
-        TermsData {
-            opens_at: terms.opens_at.map(rfc3339),
-            closes_at: terms.closes_at.map(rfc3339),
-            limit_per_user: terms.limit_per_user,
-            limit_group: terms.limit_group.map(|group| group.to_string()),
-        }
-    }
-}
 
 impl From<&BalanceEntry> for BalanceChangeData {
     fn from(entry: &BalanceEntry) -> Self {
@@ -54,7 +43,10 @@ pub(super) fn of(body: &Body) -> (EventType, String, String) {
                 price: *price,
                 category: category.clone(),
                 stock_quantity: *units,
-                terms: terms.into(),
+                opens_at: terms.opens_at.map(rfc3339),
+                closes_at: terms.closes_at.map(rfc3339),
+                limit_per_user: terms.limit_per_user,
+                limit_group: terms.limit_group.map(|group| group.to_string()),
             };
             rendered(EventType::ProductCreated, product(id.get()), &data)
         }
@@ -66,7 +58,10 @@ pub(super) fn of(body: &Body) -> (EventType, String, String) {
                 category: category.clone(),
                 stock_delta: *delta,
                 version: *version,
-                terms: terms.into(),
+                opens_at: terms.opens_at.map(rfc3339),
+                closes_at: terms.closes_at.map(rfc3339),
+                limit_per_user: terms.limit_per_user,
+                limit_group: terms.limit_group.map(|group| group.to_string()),
             };
             rendered(EventType::ProductChanged, product(id.get()), &data)
         }

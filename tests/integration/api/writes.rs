@@ -5,12 +5,18 @@ use serde_json::{Value, json};
 
 use crate::support::{api_kit::*, harness::TestApp};
 
-/// Operations that need a payment at a gateway, a dead letter or a rebuild: the tests of these have their requests.
+/// Operations that need a payment at a gateway, a dead letter or a rebuild, and those on webhooks, which decide nothing: the tests of
+/// these have their requests.
 const ELSEWHERE: &[&str] = &[
     "POST /admin/v1/orders/{orderId}/payment-outcome",
     "POST /api/v1/payments/prepare",
     "POST /gateways/{type}/webhook",
     "POST /admin/v1/dead-letters/retry",
+    "POST /admin/v1/webhooks",
+    "PATCH /admin/v1/webhooks/{webhookId}",
+    "DELETE /admin/v1/webhooks/{webhookId}",
+    "POST /admin/v1/webhooks/{webhookId}/rotate",
+    "POST /admin/v1/webhooks/{webhookId}/resend",
     "POST /admin/v1/withheld/release",
     "POST /admin/v1/products/{productId}/release",
     "POST /admin/v1/coupons/{couponId}/release",

@@ -3,6 +3,7 @@
 mod admin;
 pub mod dashboard_feed;
 mod dashboard_instances;
+mod event_documents;
 mod metrics;
 mod operator_log;
 mod roles;

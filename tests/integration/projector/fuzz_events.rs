@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-type Fields = Vec<(String, String)>;
+pub type Fields = Vec<(String, String)>;
 
 /// The configuration of a property test: this many cases, or `PROPTEST_CASES` divided by `weight`.
 pub fn config(cases: u32, weight: u32) -> ProptestConfig {
@@ -63,7 +63,7 @@ fn rare(n: usize) -> Fields {
 }
 
 /// Events of every kind as the scripts write them, each as the only one of an entry.
-async fn real_events() -> Vec<Fields> {
+pub async fn real_events() -> Vec<Fields> {
     let mut events: Vec<Fields> = real_entries().await.iter().map(|fields| fields_of(fields, 0)).collect();
     events.extend((0..RARE.len()).map(rare));
     let kind = |fields: &Fields| fields.iter().find(|(name, _)| name == "kind").unwrap().1.clone();

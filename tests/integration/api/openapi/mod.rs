@@ -209,6 +209,14 @@ fn fits(pattern: &str, text: &str) -> bool {
         "^[0-9]{1,20}-[0-9]{1,20}$" => text.split_once('-').is_some_and(|(ms, no)| {
             [ms, no].iter().all(|part| (1..=20).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit()))
         }),
+        r"^(\*|[a-z]+\.[a-z]+)$" => {
+            let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+            text == "*" || text.split_once('.').is_some_and(|(of, what)| is_word(of) && is_word(what))
+        }
+        "^[0-9]{1,16}-[0-9]{1,16}-[0-9]{1,16}$" => {
+            let is_number = |part: &str| (1..=16).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+            text.split('-').count() == 3 && text.split('-').all(is_number)
+        }
         unknown => panic!("a pattern that the checker does not know: {unknown}"),
     }
 }
