@@ -1,7 +1,7 @@
 # The commands of a developer. ARGS goes to the program: make run ARGS='--help', make test ARGS='races -- --nocapture'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-fetched test-large test-web test-clients test-deploy test-versions fuzz chaos chaos-long drill load-test pgo release bench instructions bench-compare lint deny
+.PHONY: help install run test test-fetched test-large test-web test-webhooks test-clients test-deploy test-versions fuzz chaos chaos-long drill load-test pgo release bench instructions bench-compare lint deny
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -27,6 +27,9 @@ test-large: install ## test the rebuild and the audit of a million users and 200
 
 test-web: ## test the dashboard in headless Chromium; screenshots in target/web/ (ARGS='-k rush' for some)
 	@scripts/test-web $(ARGS)
+
+test-webhooks: ## verify webhooks with the official library of Standard Webhooks for Python
+	@scripts/test-webhooks
 
 test-clients: ## validate the OpenAPI documents, generate clients, and follow the pages of docs/clients (ARGS=python for one)
 	@scripts/test-clients $(ARGS)

@@ -184,7 +184,7 @@ impl App {
             database: postgres::place(postgres)?,
             ack: durability.ack,
         };
-        Self::assemble(config, projector, clock, gateways, db, voucher, None)
+        Ok(Self::assemble(config, projector, clock, gateways, db, voucher, None))
     }
 
     /// Opens Redis on the word of the instances that serve, while PostgreSQL is away. Returns the reason to wait if they do not
@@ -213,7 +213,7 @@ impl App {
             confirmed,
             contradiction: Arc::default(),
         };
-        Self::assemble(config, projector, clock, gateways, db, voucher, Some(confirmation)).map(Ok)
+        Ok(Ok(Self::assemble(config, projector, clock, gateways, db, voucher, Some(confirmation))))
     }
 
     /// The parts of a process on stores that are open.
@@ -225,8 +225,8 @@ impl App {
         db: postgres::Connection,
         voucher: Voucher,
         confirmation: Option<Confirmation>,
-    ) -> anyhow::Result<Self> {
-        let EngineConfig { redis, postgres, shop, gateway, durability, retention, .. } = config;
+    ) -> Self {
+        let EngineConfig { redis, postgres, shop, gateway, durability, retention, webhooks } = config;
         let (store, retention, timeout) =
             (voucher.store.clone(), retention.retention(), postgres.transaction_timeout());
         let following = Projector::new(store.clone(), db.clone(), clock.clone(), projector, timeout, retention);
@@ -252,8 +252,8 @@ impl App {
         let (operator_log, workers) = (Arc::<OperatorLog>::default(), Workers::default());
         operator_log.keep_writing(db.clone(), &workers);
         let engine = Arc::new(engine);
-        let webhooks = Webhooks::new(engine.clone(), db.clone(), &config.webhooks, &voucher.process)?;
-        Ok(App {
+        let webhooks = Webhooks::new(engine.clone(), db.clone(), webhooks, &voucher.process);
+        App {
             engine,
             projector: match durability.ack {
                 Ack::Redis | Ack::Replica => following,
@@ -269,7 +269,7 @@ impl App {
             voucher,
             confirmation,
             workers,
-        })
+        }
     }
 
     /// Starts the projection, and sending its events to webhooks.

@@ -22,7 +22,7 @@ use crate::{
     model::{
         Call, Clock, Delivery, DeliveryFilter, Error, KeyRotation, Millis, NewWebhook, Page, Partition, Reply, Webhook,
         WebhookId, WebhookPatch,
-        public_event::EventCursor,
+        public_event::{EventCursor, KeptEvent},
     },
     postgres::{self, events, webhooks},
 };
@@ -54,19 +54,11 @@ pub struct RotatedKey {
 }
 
 impl Webhooks {
-    /// Sends nothing yet.
-    ///
-    /// # Errors
-    /// The HTTP client can't be set up.
-    pub fn new(
-        engine: Arc<Engine>,
-        db: postgres::Connection,
-        config: &WebhookConfig,
-        process: &str,
-    ) -> anyhow::Result<Self> {
+    /// Sends nothing yet. `process` names this one.
+    pub fn new(engine: Arc<Engine>, db: postgres::Connection, config: &WebhookConfig, process: &str) -> Self {
         let policy = AddressPolicy { allow_private: config.webhook_allow_private };
-        let (clock, sender) = (engine.clock().clone(), Sender::new(policy)?);
-        Ok(Webhooks { engine, db, clock, policy, sender, process: process.into() })
+        let (clock, sender) = (engine.clock().clone(), Sender::new(policy));
+        Webhooks { engine, db, clock, policy, sender, process: process.into() }
     }
 
     /// Whether a receiver may have this URL. Its name is resolved, and checked, for each connection.
@@ -163,7 +155,7 @@ impl Webhooks {
     }
 
     /// The body of a request with this event.
-    async fn body(&self, event: crate::model::public_event::KeptEvent) -> Result<String, Error> {
+    async fn body(&self, event: KeptEvent) -> Result<String, Error> {
         let store = self.engine.store_identity().await?;
         let rendered = event.into_cloud_event(store).and_then(|event| serde_json::to_string(&event));
         rendered.map_err(|error| Error::Internal(error.into()))

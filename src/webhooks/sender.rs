@@ -2,9 +2,12 @@
 //!
 //! Follows no redirect, ignores the environment's proxies, bounds the time and what it reads, and connects to no private address.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use anyhow::Context;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use reqwest::{
     Client, StatusCode, Url,
@@ -89,16 +92,20 @@ impl Attempt {
 /// The HTTP client of all receivers. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Sender {
-    client: Client,
     policy: AddressPolicy,
+    /// Made for the first event: it reads the system's certificates.
+    client: Arc<OnceLock<Client>>,
 }
 
 impl Sender {
-    /// Opens no connection yet.
-    ///
-    /// # Errors
-    /// The client can't be set up.
-    pub fn new(policy: AddressPolicy) -> anyhow::Result<Self> {
+    pub fn new(policy: AddressPolicy) -> Self {
+        Sender { policy, client: Arc::default() }
+    }
+
+    fn client(&self) -> reqwest::Result<&Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
         // reqwest panics without a default provider. The error means that one is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder()
@@ -106,14 +113,13 @@ impl Sender {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .no_proxy()
-            .dns_resolver(policy)
+            .dns_resolver(self.policy)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(REQUEST_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tcp_nodelay(true)
-            .build()
-            .context("the client of webhooks can't be set up")?;
-        Ok(Sender { client, policy })
+            .build()?;
+        Ok(self.client.get_or_init(|| client))
     }
 
     /// Sends an event.
@@ -121,10 +127,16 @@ impl Sender {
         if self.policy.check(url).is_err() {
             return Attempt::failed("refused_address");
         }
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::error!(%error, "the client of webhooks can't be set up");
+                return Attempt::failed("unreachable");
+            }
+        };
         let timestamp = now.0.div_euclid(1000);
         let signatures = signatures(keys, &event.id, timestamp, &event.body, now);
-        let request = self
-            .client
+        let request = client
             .post(url.clone())
             .header(CONTENT_TYPE, CLOUD_EVENT)
             .header(WEBHOOK_ID, &event.id)
