@@ -287,11 +287,12 @@ fn number_of<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// The projector's settings, with the `OUTBOX_KEEP_SECONDS` of the environment.
+/// The projector's settings, with the `OUTBOX_KEEP_SECONDS` and the `EVENTS_KEEP_DAYS` of the environment.
 fn projector_config() -> ProjectorConfig {
     let config = ProjectorConfig::default();
     let outbox_keep_seconds = number_of("OUTBOX_KEEP_SECONDS").unwrap_or(config.outbox_keep_seconds);
-    ProjectorConfig { outbox_keep_seconds, ..config }
+    let events_keep_days = number_of("EVENTS_KEEP_DAYS").unwrap_or(config.events_keep_days);
+    ProjectorConfig { outbox_keep_seconds, events_keep_days, ..config }
 }
 
 fn engine_config() -> Result<EngineConfig> {
