@@ -12,7 +12,8 @@ CREATE TABLE events (
     type text NOT NULL,
     subject text NOT NULL,
     at timestamptz NOT NULL,
-    data json NOT NULL,
+    -- JSON.
+    data text NOT NULL,
     CONSTRAINT events_pk PRIMARY KEY (partition, epoch, seq, late, slot)
 ) PARTITION BY LIST (slot);
 CREATE INDEX events_late ON events (partition, epoch, late_seq) WHERE late_seq IS NOT NULL;

@@ -17,7 +17,9 @@ pub(super) struct MissingStores {
 ///
 /// # Errors
 /// Errors that waiting does not cure.
-pub(super) async fn connect_both(config: &EngineConfig) -> anyhow::Result<Result<(postgres::Connection, Store), MissingStores>> {
+pub(super) async fn connect_both(
+    config: &EngineConfig,
+) -> anyhow::Result<Result<(postgres::Connection, Store), MissingStores>> {
     let redis = async {
         let store = Store::connect(&config.redis).await?;
         store.check_loaded().await?;

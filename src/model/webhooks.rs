@@ -104,7 +104,7 @@ pub struct PendingEvent {
 
 /// An attempt to deliver an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
+pub struct WebhookDelivery {
     /// Counts all attempts; 0 before it is written.
     pub no: i64,
     pub event_id: String,
@@ -152,7 +152,7 @@ pub struct RoundOutcome {
     pub failed: Vec<(PendingEvent, Millis)>,
     /// Earlier failures that were delivered.
     pub recovered: Vec<(Partition, EventPlace)>,
-    pub deliveries: Vec<Delivery>,
+    pub deliveries: Vec<WebhookDelivery>,
     pub failing_since: Option<Millis>,
     pub failures: i64,
     pub next_at: Millis,

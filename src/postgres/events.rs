@@ -46,9 +46,9 @@ pub async fn ranges(db: &Connection) -> Result<Vec<EventRange>, Error> {
 }
 
 fn range(row: &PgRow) -> sqlx::Result<EventRange> {
-    let place = |epoch: &str, seq: &str, late: &str| {
+    let place = |epoch: &str, seq: &str, late: &str| -> sqlx::Result<EventPlace> {
         let late: i32 = row.try_get(late)?;
-        sqlx::Result::Ok(EventPlace { epoch: row.try_get(epoch)?, seq: row.try_get(seq)?, late: late.into() })
+        Ok(EventPlace { epoch: row.try_get(epoch)?, seq: row.try_get(seq)?, late: late.into() })
     };
     Ok(EventRange {
         partition: Partition(row.try_get::<i32, _>("partition")? as u16),
@@ -71,7 +71,7 @@ pub async fn after(
     let rows = sqlx::query(
         "SELECT epoch, seq, late, coalesce(late_seq, seq) AS decided_seq, type, subject,
              (extract(epoch FROM at) * 1000)::bigint AS at_ms,
-             CASE WHEN cardinality($5::text[]) = 0 OR type = ANY($5) THEN data::text END AS data
+             CASE WHEN cardinality($5::text[]) = 0 OR type = ANY($5) THEN data END AS data
          FROM events WHERE partition = $1 AND (epoch, seq, late) > ($2, $3, $4)
          ORDER BY events.epoch, events.seq, events.late LIMIT $6",
     )
@@ -94,7 +94,7 @@ pub async fn after(
 pub async fn find(db: &Connection, here: Partition, epoch: i64, seq: i64) -> Result<Option<KeptEvent>, Error> {
     let row = sqlx::query(
         "SELECT epoch, seq, late, coalesce(late_seq, seq) AS decided_seq, type, subject,
-             (extract(epoch FROM at) * 1000)::bigint AS at_ms, data::text AS data
+             (extract(epoch FROM at) * 1000)::bigint AS at_ms, data AS data
          FROM events WHERE partition = $1 AND epoch = $2 AND (seq = $3 AND late = 0 OR late_seq = $3) LIMIT 1",
     )
     .bind(i32::from(here.0))
@@ -138,7 +138,9 @@ pub async fn purge(db: &Connection, slot: i16) -> sqlx::Result<()> {
     let mut transaction = pool.begin().await?;
     // Readers wait behind the lock, so it must not wait long for one of them.
     sqlx::query("SET LOCAL lock_timeout = '2s'").execute(&mut *transaction).await?;
-    sqlx::query(AssertSqlSafe(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))).execute(&mut *transaction).await?;
+    sqlx::query(AssertSqlSafe(format!("LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")))
+        .execute(&mut *transaction)
+        .await?;
     let sql = format!(
         "UPDATE projection_positions AS p SET events_after_epoch = gone.epoch, events_after_seq = gone.seq,
              events_after_late = gone.late

@@ -15,6 +15,7 @@ pub mod recoveries;
 mod server;
 pub mod snapshot;
 mod url;
+pub mod webhooks;
 
 pub use server::Unusable;
 

@@ -61,7 +61,7 @@ impl EventSink {
         }
         let sql = "INSERT INTO events (slot, partition, epoch, seq, type, subject, at, data)
                    SELECT $1, $2, unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]),
-                       to_timestamp(unnest($7::bigint[])::float8 / 1000), unnest($8::text[])::json";
+                       to_timestamp(unnest($7::bigint[])::float8 / 1000), unnest($8::text[])";
         let values = [
             self.slot().into(),
             i32::from(here.0).into(),
@@ -85,7 +85,13 @@ impl EventSink {
         (seq, event): (i64, PublicEvent),
     ) -> Result<(), DbErr> {
         if !self.is_on() {
-            return Ok(());
+            // The events of this epoch are no longer complete.
+            let sql = "UPDATE projection_positions SET events_epoch = NULL, events_seq = NULL WHERE partition = $1";
+            let values = [i32::from(here.0).into()];
+            return transaction
+                .execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values))
+                .await
+                .map(drop);
         }
         let sql = "WITH place AS (
                        UPDATE projection_positions AS p SET events_epoch = p.epoch, events_seq = p.seq,
@@ -98,7 +104,7 @@ impl EventSink {
                        WHERE p.partition = $2 RETURNING epoch, seq, events_late
                    )
                    INSERT INTO events (slot, partition, epoch, seq, late, late_seq, type, subject, at, data)
-                   SELECT $1, $2, epoch, seq, events_late, $3, $4, $5, to_timestamp($6::float8 / 1000), $7::json FROM place";
+                   SELECT $1, $2, epoch, seq, events_late, $3, $4, $5, to_timestamp($6::float8 / 1000), $7 FROM place";
         let values = [
             self.slot().into(),
             i32::from(here.0).into(),

@@ -58,9 +58,7 @@ fn is_public(address: IpAddr) -> bool {
     };
     match address.to_canonical() {
         IpAddr::V4(address) => !in_v4(address),
-        IpAddr::V6(address) => {
-            in_v6(&GLOBAL_V6, address) && !REFUSED_V6.iter().any(|network| in_v6(network, address))
-        }
+        IpAddr::V6(address) => in_v6(&GLOBAL_V6, address) && !REFUSED_V6.iter().any(|network| in_v6(network, address)),
     }
 }
 
@@ -156,7 +154,8 @@ mod tests {
         ] {
             assert!(!is_public(refused.parse().unwrap()), "{refused}");
         }
-        for public in ["1.1.1.1", "8.8.8.8", "100.128.0.1", "172.32.0.1", "223.255.255.255", "2606:4700::1111", "::ffff:8.8.8.8"]
+        for public in
+            ["1.1.1.1", "8.8.8.8", "100.128.0.1", "172.32.0.1", "223.255.255.255", "2606:4700::1111", "::ffff:8.8.8.8"]
         {
             assert!(is_public(public.parse().unwrap()), "{public}");
         }

@@ -20,8 +20,8 @@ use crate::{
     config::WebhookConfig,
     engine::Engine,
     model::{
-        Call, Clock, Delivery, DeliveryFilter, Error, KeyRotation, Millis, NewWebhook, Page, Partition, Reply, Webhook,
-        WebhookId, WebhookPatch,
+        Call, Clock, DeliveryFilter, Error, KeyRotation, Millis, NewWebhook, Page, Partition, Reply, Webhook,
+        WebhookDelivery, WebhookId, WebhookPatch,
         public_event::{EventCursor, KeptEvent},
     },
     postgres::{self, events, webhooks},
@@ -135,7 +135,7 @@ impl Webhooks {
     ///
     /// # Errors
     /// [`Error::WebhookNotFound`].
-    pub async fn deliveries(&self, id: WebhookId, filter: DeliveryFilter) -> Result<Vec<Delivery>, Error> {
+    pub async fn deliveries(&self, id: WebhookId, filter: DeliveryFilter) -> Result<Vec<WebhookDelivery>, Error> {
         webhooks::find(&self.db, id).await?;
         webhooks::deliveries(&self.db, id, filter).await
     }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     model::{
-        Delivery, Error, LeasedWebhook, Millis, PendingEvent, RoundOutcome, WebhookId,
+        Error, LeasedWebhook, Millis, PendingEvent, RoundOutcome, WebhookDelivery, WebhookId,
         public_event::{EventCursor, EventPage, EventQuery, EventStart, KeptEvent},
     },
     postgres::{events, webhooks::rounds},
@@ -62,7 +62,7 @@ const RETRY_BATCH: i64 = 100;
 
 /// What became of an event in a round.
 enum Sent {
-    Attempted(PendingEvent, Delivery, Attempt),
+    Attempted(PendingEvent, WebhookDelivery, Attempt),
     /// An earlier event of its subject failed, or nothing is taken.
     Held(PendingEvent),
 }
@@ -145,8 +145,7 @@ impl Webhooks {
             return Ok(Vec::new());
         }
         let ranges = events::ranges(&self.db).await?;
-        let is_behind =
-            |cursor: &EventCursor| ranges.iter().any(|range| range.last > cursor.place(range.partition));
+        let is_behind = |cursor: &EventCursor| ranges.iter().any(|range| range.last > cursor.place(range.partition));
         let due = due.into_iter().filter(|webhook| webhook.has_retries || is_behind(&webhook.cursor));
         Ok(due.map(|webhook| webhook.id).collect())
     }
@@ -194,9 +193,12 @@ impl Webhooks {
         let began = Instant::now();
         let sending = self.send_all(webhook, grouped(retries.into_iter().chain(free)));
         let query = self.query(webhook, &page.next, run.window);
-        let prefetching = async { if page.has_more { self.engine.events(query, Duration::ZERO).await.ok() } else { None } };
+        let prefetching =
+            async { if page.has_more { self.engine.events(query, Duration::ZERO).await.ok() } else { None } };
         let both = async { tokio::join!(sending, prefetching) };
-        let Some((mut sent, prefetched)) = self.renewing(webhook.id, &run.holder, both).await? else { return Ok(false) };
+        let Some((mut sent, prefetched)) = self.renewing(webhook.id, &run.holder, both).await? else {
+            return Ok(false);
+        };
         sent.extend(held.into_iter().map(Sent::Held));
         let (outcome, is_up) = self.outcome(webhook, &page.next, sent);
         if new >= window {
@@ -305,7 +307,7 @@ impl Webhooks {
         webhook: &LeasedWebhook,
         url: Option<&Url>,
         event: &PendingEvent,
-    ) -> (Delivery, Attempt) {
+    ) -> (WebhookDelivery, Attempt) {
         let (at, began) = (self.clock.now(), Instant::now());
         let attempt = match url {
             Some(url) => self.sender.send(url, &webhook.keys, event, at).await,
@@ -314,7 +316,7 @@ impl Webhooks {
         };
         metrics::WEBHOOK_DELIVERIES.with_label_values(&[attempt.result()]).inc();
         let is_new = event.first_failed_at.is_none() && !event.manual;
-        let delivery = Delivery {
+        let delivery = WebhookDelivery {
             no: 0,
             event_id: event.id.clone(),
             kind: event.kind.clone(),
@@ -397,7 +399,8 @@ impl Webhooks {
 fn grouped(events: impl IntoIterator<Item = PendingEvent>) -> Vec<Vec<PendingEvent>> {
     let (mut groups, mut places): (Vec<Vec<PendingEvent>>, HashMap<String, usize>) = Default::default();
     for event in events {
-        let place = if event.manual { groups.len() } else { *places.entry(event.subject.clone()).or_insert(groups.len()) };
+        let place =
+            if event.manual { groups.len() } else { *places.entry(event.subject.clone()).or_insert(groups.len()) };
         match groups.get_mut(place) {
             Some(group) => group.push(event),
             None => groups.push(vec![event]),

@@ -5,8 +5,7 @@ use crate::model::Millis;
 /// How long a receiver may fail.
 pub const GIVE_UP_MS: i64 = 3 * 24 * 60 * 60 * 1000;
 /// The pauses after each failure; the last one repeats.
-const PAUSES_MS: [i64; 9] =
-    [5_000, 30_000, 120_000, 600_000, 1_800_000, 3_600_000, 7_200_000, 10_800_000, 14_400_000];
+const PAUSES_MS: [i64; 9] = [5_000, 30_000, 120_000, 600_000, 1_800_000, 3_600_000, 7_200_000, 10_800_000, 14_400_000];
 
 /// The time of the next attempt after this many failures, the last of which is now.
 pub fn next_attempt(failures: i64, now: Millis) -> Millis {
@@ -43,6 +42,9 @@ mod tests {
         assert!(pauses.is_sorted() && pauses[0] == 5_000, "{pauses:?}");
         assert!((20..30).contains(&failures), "{failures}");
         assert_eq!(next_attempt(0, Millis(0)), next_attempt(1, Millis(0)));
-        assert_eq!([1, 4, 5, 100].map(|failures| next_probe(failures, Millis(0)).0), [5_000, 600_000, 600_000, 600_000]);
+        assert_eq!(
+            [1, 4, 5, 100].map(|failures| next_probe(failures, Millis(0)).0),
+            [5_000, 600_000, 600_000, 600_000]
+        );
     }
 }

@@ -181,7 +181,8 @@ mod tests {
         let key = WebhookKey::new(BASE64.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap());
         assert_eq!(key_text(&key), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
         let keys = WebhookKeys { key: key.clone(), old: Some((key, Millis(5))) };
-        let sign = |now| signatures(&keys, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, "{\"test\": 2432232314}", now);
+        let sign =
+            |now| signatures(&keys, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, "{\"test\": 2432232314}", now);
         let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
         assert_eq!(sign(Millis(5)), expected);
         assert_eq!(sign(Millis(4)), format!("{expected} {expected}"));

@@ -21,7 +21,7 @@ use crate::{
         openapi::errors::documented_errors,
         reply::{Found, NoContent},
     },
-    model::{Delivery, DeliveryFilter, MAX_SAFE_INTEGER, UserId, WebhookId},
+    model::{DeliveryFilter, MAX_SAFE_INTEGER, UserId, WebhookDelivery, WebhookId},
 };
 
 /// The documented routes.
@@ -35,7 +35,7 @@ struct DeliveryParams {
     /// 이 번호보다 앞선 시도만
     #[serde(default, deserialize_with = "optional_parsed")]
     #[param(inline)]
-    before: Option<Bounded<1, MAX_SAFE_INTEGER>>,
+    before: Option<Bounded<1, { MAX_SAFE_INTEGER }>>,
     /// 실패한 시도만
     #[serde(default, deserialize_with = "parsed")]
     #[param(inline, default = false)]
@@ -86,7 +86,7 @@ pub(super) struct DeliveryResponse {
 }
 
 impl DeliveryResponse {
-    pub(super) fn new(delivery: Delivery, zone: Tz) -> Self {
+    pub(super) fn new(delivery: WebhookDelivery, zone: Tz) -> Self {
         DeliveryResponse {
             delivery_no: delivery.no,
             event_id: delivery.event_id,

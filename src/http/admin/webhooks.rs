@@ -28,7 +28,10 @@ use crate::{
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
-    OpenApiRouter::new().routes(routes!(webhooks, create)).routes(routes!(webhook, update, delete)).routes(routes!(rotate))
+    OpenApiRouter::new()
+        .routes(routes!(webhooks, create))
+        .routes(routes!(webhook, update, delete))
+        .routes(routes!(rotate))
 }
 
 /// The most types that a request names.
@@ -326,10 +329,10 @@ struct RotateSecretRequest {
     /// 이전 비밀 키가 유효한 시간(초): 그동안 두 키로 서명합니다. 0이면 바로 무효가 됩니다
     #[serde(default = "default_overlap")]
     #[schema(default = 86400)]
-    valid_seconds: Bounded<0, MAX_KEY_OVERLAP>,
+    valid_seconds: Bounded<0, { MAX_KEY_OVERLAP }>,
 }
 
-fn default_overlap() -> Bounded<0, MAX_KEY_OVERLAP> {
+fn default_overlap() -> Bounded<0, { MAX_KEY_OVERLAP }> {
     const { Bounded::constant(DEFAULT_KEY_OVERLAP) }
 }
 

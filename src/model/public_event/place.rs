@@ -80,8 +80,12 @@ impl FromStr for EventCursor {
 
     fn from_str(text: &str) -> Result<Self, UnknownName> {
         let (first, places) = text.split_once('~').ok_or(UnknownName)?;
-        let places: Vec<EventPlace> =
-            places.split('_').take(usize::from(MAX_PARTITIONS) + 1).map(place).collect::<Option<_>>().ok_or(UnknownName)?;
+        let places: Vec<EventPlace> = places
+            .split('_')
+            .take(usize::from(MAX_PARTITIONS) + 1)
+            .map(place)
+            .collect::<Option<_>>()
+            .ok_or(UnknownName)?;
         let first = number(first).and_then(|first| u16::try_from(first).ok()).ok_or(UnknownName)?;
         let fits = places.len() <= usize::from(MAX_PARTITIONS) && usize::from(first) < places.len();
         if fits { Ok(EventCursor { first, places }) } else { Err(UnknownName) }

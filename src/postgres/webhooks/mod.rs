@@ -6,8 +6,8 @@ use sqlx::{Row, postgres::PgRow};
 
 use super::{Connection, translate_sqlx};
 use crate::model::{
-    Delivery, DeliveryFilter, Error, IdempotencyKey, KeyRotation, MAX_WEBHOOKS, Millis, NewWebhook, Reply, Webhook,
-    WebhookId, WebhookKey, WebhookKeys, WebhookPatch,
+    DeliveryFilter, Error, IdempotencyKey, KeyRotation, MAX_WEBHOOKS, Millis, NewWebhook, Reply, Webhook,
+    WebhookDelivery, WebhookId, WebhookKey, WebhookKeys, WebhookPatch,
     public_event::{EventCursor, KeptEvent},
 };
 
@@ -216,7 +216,7 @@ pub async fn rotate(
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn deliveries(db: &Connection, id: WebhookId, filter: DeliveryFilter) -> Result<Vec<Delivery>, Error> {
+pub async fn deliveries(db: &Connection, id: WebhookId, filter: DeliveryFilter) -> Result<Vec<WebhookDelivery>, Error> {
     let sql = if filter.failed {
         "SELECT no, event_id, kind, attempt, (extract(epoch FROM at) * 1000)::bigint AS at_ms, took_ms, status, failure, manual
          FROM webhook_deliveries WHERE webhook_id = $1 AND no < $2 AND failure IS NOT NULL ORDER BY no DESC LIMIT $3"
@@ -291,8 +291,8 @@ fn keys(row: &PgRow) -> sqlx::Result<WebhookKeys> {
     Ok(WebhookKeys { key: WebhookKey::new(row.try_get("key")?), old })
 }
 
-fn delivery(row: &PgRow) -> sqlx::Result<Delivery> {
-    Ok(Delivery {
+fn delivery(row: &PgRow) -> sqlx::Result<WebhookDelivery> {
+    Ok(WebhookDelivery {
         no: row.try_get("no")?,
         event_id: row.try_get("event_id")?,
         kind: row.try_get("kind")?,

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
 
 use crate::{
     model::{
-        Delivery, Error, LeasedWebhook, Millis, Partition, PendingEvent, RoundOutcome, WebhookId,
+        Error, LeasedWebhook, Millis, Partition, PendingEvent, RoundOutcome, WebhookDelivery, WebhookId,
         public_event::{EventCursor, EventPlace},
     },
     postgres::{Connection, translate_sqlx},
@@ -44,7 +44,7 @@ pub async fn due(db: &Connection, now: Millis) -> Result<Vec<DueWebhook>, Error>
     .fetch_all(db.get_postgres_connection_pool())
     .await
     .map_err(translate_sqlx)?;
-    let due = |row: &PgRow| {
+    let due = |row: &PgRow| -> sqlx::Result<DueWebhook> {
         Ok(DueWebhook { id: id(row)?, cursor: cursor(row)?, has_retries: row.try_get("has_retries")? })
     };
     rows.iter().map(due).collect::<sqlx::Result<_>>().map_err(translate_sqlx)
@@ -114,12 +114,7 @@ pub async fn release(db: &Connection, webhook: WebhookId, process: &str) -> Resu
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn retries(
-    db: &Connection,
-    webhook: WebhookId,
-    now: Millis,
-    limit: i64,
-) -> Result<Vec<PendingEvent>, Error> {
+pub async fn retries(db: &Connection, webhook: WebhookId, now: Millis, limit: i64) -> Result<Vec<PendingEvent>, Error> {
     let rows = sqlx::query(
         "SELECT partition, epoch, seq, late, event_id, kind, subject, body, attempts, manual,
              (extract(epoch FROM first_failed_at) * 1000)::bigint AS first_failed_ms
@@ -197,8 +192,7 @@ async fn recovered(
     if places.is_empty() {
         return Ok(());
     }
-    let column =
-        |value: fn(&(Partition, EventPlace)) -> i64| places.iter().map(value).collect::<Vec<i64>>();
+    let column = |value: fn(&(Partition, EventPlace)) -> i64| places.iter().map(value).collect::<Vec<i64>>();
     sqlx::query(
         "DELETE FROM webhook_retries AS r USING unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
              AS gone (partition, epoch, seq, late)
@@ -259,14 +253,14 @@ async fn failed(
 async fn log(
     connection: &mut PgConnection,
     webhook: WebhookId,
-    deliveries: &[Delivery],
+    deliveries: &[WebhookDelivery],
     now: Millis,
 ) -> sqlx::Result<()> {
     if deliveries.is_empty() {
         return Ok(());
     }
-    let numbers = |value: fn(&Delivery) -> i64| deliveries.iter().map(value).collect::<Vec<i64>>();
-    let texts = |value: fn(&Delivery) -> &str| {
+    let numbers = |value: fn(&WebhookDelivery) -> i64| deliveries.iter().map(value).collect::<Vec<i64>>();
+    let texts = |value: fn(&WebhookDelivery) -> &str| {
         deliveries.iter().map(|delivery| value(delivery).to_owned()).collect::<Vec<String>>()
     };
     sqlx::query(

@@ -69,7 +69,10 @@ async fn events_gapless_in_order_for_any_page_size() {
     // Only some types, one at a time: the order is kept.
     let wanted = ["order.paid", "coupon.issued"];
     let (some, _) = read_all(&test, None, "limit=1&types=order.paid,coupon.issued").await;
-    let expected: BTreeSet<String> = ids(&all.iter().filter(|event| wanted.contains(&event["type"].as_str().unwrap())).cloned().collect::<Vec<_>>()).into_iter().collect();
+    let expected: BTreeSet<String> =
+        ids(&all.iter().filter(|event| wanted.contains(&event["type"].as_str().unwrap())).cloned().collect::<Vec<_>>())
+            .into_iter()
+            .collect();
     assert_eq!(ids(&some).into_iter().collect::<BTreeSet<_>>(), expected);
     assert_eq!(some.len(), expected.len());
     assert!(self::seqs(&some).values().all(|seqs| seqs.is_sorted()));
@@ -132,7 +135,7 @@ async fn dead_letter_is_event_once_when_applied() {
     // A reader that was at the end gets them, each with the id of its decision.
     let (late, _) = read_all(&test, Some(end), "limit=2").await;
     let expected: BTreeSet<String> =
-        dead.iter().map(|letter| format!("1-{}-{}", letter["partition"], letter["seq"])).collect();
+        dead.iter().map(|it| format!("1-{}-{}", it["partition"], it["seq"])).collect();
     assert_eq!(ids(&late).into_iter().collect::<BTreeSet<_>>(), expected);
     assert_eq!(late.len(), expected.len());
     let (all, _) = read_all(&test, None, "limit=11").await;
@@ -147,7 +150,7 @@ async fn dead_letter_is_event_once_when_applied() {
 }
 
 #[tokio::test]
-async fn reader_told_when_events_are_gone() {
+async fn reader_refused_when_events_gone() {
     let test = TestApp::start().await;
     let user = test.user(0).await;
     test.put_charge(user, 1).await.ok();
@@ -174,7 +177,7 @@ async fn reader_told_when_events_are_gone() {
 }
 
 #[tokio::test]
-async fn events_off_costs_a_gap_that_readers_are_told_of() {
+async fn reader_refused_when_events_were_off() {
     let test = TestApp::start().await;
     let user = test.user(0).await;
     test.drain().await;

@@ -214,7 +214,8 @@ fn fits(pattern: &str, text: &str) -> bool {
             text == "*" || text.split_once('.').is_some_and(|(of, what)| is_word(of) && is_word(what))
         }
         "^[0-9]{1,16}-[0-9]{1,16}-[0-9]{1,16}$" => {
-            let is_number = |part: &str| (1..=16).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+            let is_number =
+                |part: &str| (1..=16).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
             text.split('-').count() == 3 && text.split('-').all(is_number)
         }
         unknown => panic!("a pattern that the checker does not know: {unknown}"),

@@ -36,7 +36,8 @@ async fn failed_event_delays_only_its_subject() {
     test.drain().await;
     let fails = Arc::new(AtomicBool::new(true));
     let (failing, subject) = (fails.clone(), format!("orders/{bad}"));
-    receiver.answers(move |request| if request.subject() == subject && failing.load(Ordering::SeqCst) { 500 } else { 200 });
+    receiver
+        .answers(move |request| if request.subject() == subject && failing.load(Ordering::SeqCst) { 500 } else { 200 });
     send_due(&test).await;
     let kinds = |received: Vec<Received>, order: i64| -> Vec<String> {
         let of_order = received.iter().filter(|request| request.subject() == format!("orders/{order}"));

@@ -91,7 +91,10 @@ async fn webhook_sent_each_event_once_signed_and_in_order() {
         loop {
             let page = get(&test, &format!("/admin/v1/webhooks/{id}/deliveries?{query}")).await.ok();
             for delivery in page["content"].as_array().unwrap() {
-                assert_eq!((&delivery["status"], &delivery["failure"], &delivery["attempt"]), (&json!(204), &Value::Null, &json!(1)));
+                assert_eq!(
+                    (&delivery["status"], &delivery["failure"], &delivery["attempt"]),
+                    (&json!(204), &Value::Null, &json!(1))
+                );
                 logged.insert(delivery["eventId"].as_str().unwrap().to_owned());
             }
             let Some(next) = page["next"].as_i64() else { break };
@@ -108,8 +111,7 @@ async fn webhook_sent_each_event_once_signed_and_in_order() {
 #[tokio::test]
 async fn webhook_sent_by_several_processes_once() {
     let test = TestApp::with(Options { partitions: 3, project: true, ..Options::default() }).await;
-    let others =
-        [test.open_instance(&test.options).await.unwrap(), test.open_instance(&test.options).await.unwrap()];
+    let others = [test.open_instance(&test.options).await.unwrap(), test.open_instance(&test.options).await.unwrap()];
     for other in &others {
         other.project();
     }
@@ -174,9 +176,14 @@ async fn webhook_secret_rotates_with_two_valid() {
 #[tokio::test]
 async fn webhook_requests_refused_when_invalid() {
     let test = TestApp::with(Options { webhooks: WebhookConfig::default(), ..Options::default() }).await;
-    for url in
-        ["http://shop.example.com/", "https://127.0.0.1/", "https://[::1]/", "https://10.0.0.1/", "x", "https://u:p@shop.example.com/"]
-    {
+    for url in [
+        "http://shop.example.com/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://10.0.0.1/",
+        "x",
+        "https://u:p@shop.example.com/",
+    ] {
         post(&test, "/admin/v1/webhooks", json!({"url": url, "types": ["*"]})).await.refused(400, "INVALID_REQUEST");
     }
     let valid = json!({"url": "https://shop.example.com/", "types": ["order.paid"], "description": "ERP"});
