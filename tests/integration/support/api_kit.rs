@@ -99,7 +99,7 @@ pub async fn keyed(test: &TestApp, method: &Method, path: &str, body: &Value, ke
     send(test, method.clone(), path, Some(body.clone()), Some(key)).await
 }
 
-async fn send(test: &TestApp, method: Method, path: &str, body: Option<Value>, key: Option<&str>) -> Reply {
+pub async fn send(test: &TestApp, method: Method, path: &str, body: Option<Value>, key: Option<&str>) -> Reply {
     let reply = test.send(method.clone(), path, body.as_ref(), key).await;
     let document = document(test).await;
     if let Some(body) = body.filter(|_| reply.status.is_success()) {
