@@ -134,8 +134,7 @@ async fn dead_letter_is_event_once_when_applied() {
     assert!(all_dead_letters(&test).await.is_empty());
     // A reader that was at the end gets them, each with the id of its decision.
     let (late, _) = read_all(&test, Some(end), "limit=2").await;
-    let expected: BTreeSet<String> =
-        dead.iter().map(|it| format!("1-{}-{}", it["partition"], it["seq"])).collect();
+    let expected: BTreeSet<String> = dead.iter().map(|it| format!("1-{}-{}", it["partition"], it["seq"])).collect();
     assert_eq!(ids(&late).into_iter().collect::<BTreeSet<_>>(), expected);
     assert_eq!(late.len(), expected.len());
     let (all, _) = read_all(&test, None, "limit=11").await;
