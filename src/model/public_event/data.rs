@@ -50,6 +50,10 @@ macro_rules! types {
 types! {
     /// Users were created: `count` of them, from `firstUserId` in steps of `step`, each with `balance` won.
     UserCreated = "user.created": UserCreatedData;
+    /// Users were created under ids of the shop's own, or changed.
+    UserPut = "user.put": UserPutData;
+    /// A user was forgotten: the name is gone, and a balance that was left is forfeited.
+    UserForgotten = "user.forgotten": UserForgottenData;
     /// A product was created.
     ProductCreated = "product.created": ProductCreatedData;
     /// A product's name, price, category or terms of sale were changed, or units were added or taken away.
@@ -115,6 +119,20 @@ data! {
         step: i64,
         count: i64,
         balance: i64,
+    }
+    /// A user under an id of the shop's own.
+    PutUserData {
+        user_id: i64,
+        /// The user is new.
+        created: bool,
+    }
+    UserPutData {
+        users: Vec<PutUserData>,
+    }
+    UserForgottenData {
+        user_id: i64,
+        #[schema(required = true)]
+        balance: Option<BalanceChangeData>,
     }
     ProductCreatedData {
         product_id: i64,

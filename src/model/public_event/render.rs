@@ -36,6 +36,16 @@ pub(super) fn of(body: &Body) -> (EventType, String, String) {
             let data = UserCreatedData { first_user_id, step, count, balance };
             rendered(EventType::UserCreated, user(first_user_id), &data)
         }
+        Body::UsersPut(users) => {
+            let first = users.first().map_or(0, |put| put.user.get());
+            let users = users.iter().map(|put| PutUserData { user_id: put.user.get(), created: put.is_new }).collect();
+            rendered(EventType::UserPut, user(first), &UserPutData { users })
+        }
+        Body::UserForgotten { user: id, entry } => {
+            let balance = entry.as_ref().map(BalanceChangeData::from);
+            let data = UserForgottenData { user_id: id.get(), balance };
+            rendered(EventType::UserForgotten, user(id.get()), &data)
+        }
         Body::ProductCreated { product: id, name, price, units, category, terms } => {
             let data = ProductCreatedData {
                 product_id: id.get(),
