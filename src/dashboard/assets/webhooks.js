@@ -13,7 +13,7 @@ const ATTEMPTS = 50;
 export function openWebhooks() {
     openSheet(t('webhooks.title'), (body, dialog) => {
         body.append(h('p', { class: 'lead', text: t('webhooks.lead') }));
-        const fresh = h('button', { class: 'action', type: 'button', text: t('webhooks.new') });
+        const fresh = h('button', { class: 'action', type: 'button', 'data-needs': 'admin', text: t('webhooks.new') });
         body.append(h('div', { class: 'buttons' }, fresh));
         const list = paginate(body, (page) => read(`/webhooks?page=${page}&size=50`), (all, box, reload) => {
             if (all.length === 0) box.replaceChildren(h('p', { class: 'nothing', text: t('webhooks.none') }));
@@ -36,7 +36,7 @@ function webhook(it, reload) {
     const { webhookId: id, url, types, description, status, failingSince, retries } = it;
     const mark = status === 'ON' && (failingSince || retries > 0) ? 'warn' : ICONS[status];
     const on = status === 'ON';
-    const toggle = h('button', { class: 'action', type: 'button', text: t(on ? 'webhooks.off' : 'webhooks.on') });
+    const toggle = h('button', { class: 'action', type: 'button', 'data-needs': 'admin', text: t(on ? 'webhooks.off' : 'webhooks.on') });
     toggle.addEventListener('click', () => confirmAndRun(
         { title: t(on ? 'webhooks.off' : 'webhooks.on'), text: t(on ? 'webhooks.off.ask' : 'webhooks.on.ask', { url }), yes: t(on ? 'webhooks.off' : 'webhooks.on'), danger: on },
         async () => {
@@ -112,7 +112,7 @@ function table(id, attempts) {
 }
 
 function attempt(id, { eventId, type, attempt: nth, at, tookMs, status, failure, resent }) {
-    const again = h('button', { class: 'link', type: 'button', text: t('webhooks.resend'), 'aria-label': `${t('webhooks.resend')}: ${eventId}` });
+    const again = h('button', { class: 'link', type: 'button', 'data-needs': 'admin', text: t('webhooks.resend'), 'aria-label': `${t('webhooks.resend')}: ${eventId}` });
     again.addEventListener('click', async () => {
         again.disabled = true;
         try {
