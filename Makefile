@@ -35,7 +35,7 @@ test-clients: ## validate the OpenAPI documents, generate clients, and follow th
 	@scripts/test-clients $(ARGS)
 
 test-deploy: ## lint and render the Helm chart, test the alerts, load the compose files
-	@scripts/test-deploy
+	@scripts/test-deploy $(ARGS)
 
 test-versions: install ## run the last release, or BASE=a commit, and this version on the same stores, under load
 	@BASE="$(BASE)" scripts/test-versions $(ARGS)

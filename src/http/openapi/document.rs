@@ -23,7 +23,7 @@ use crate::{
     },
     model::{
         CloseReason, CouponStatus, DiscountType, OrderStatus, PaymentType, RankingScope, Role, SaleStatus,
-        TransactionType,
+        TransactionType, WebhookStatus,
     },
 };
 
@@ -109,17 +109,7 @@ pub fn complete(mut document: OpenApi, tokens: bool) -> Value {
             components.add_security_scheme(USER, SecurityScheme::Http(bearer.build()));
         }
         components.schemas.insert("ErrorResponse".to_owned(), error_schema(tokens));
-        components.schemas.extend([
-            words("PaymentType", "결제 수단", PaymentType::ALL),
-            words("OrderStatus", "주문 상태", OrderStatus::ALL),
-            words("SaleStatus", "판매 상태", SaleStatus::ALL),
-            words("CloseReason", "주문 종료 사유", CloseReason::ALL),
-            words("CouponStatus", "쿠폰 상태", CouponStatus::ALL),
-            words("DiscountType", "할인 유형", DiscountType::ALL),
-            words("TransactionType", "잔액 변동 유형", TransactionType::ALL),
-            words("RankingScope", "랭킹 범위", RankingScope::ALL),
-            words("Role", "운영자 역할: 조회(viewer), 판매(operator), 전체(admin)", Role::ALL),
-        ]);
+        components.schemas.extend(enumerations());
     }
     let mut document = serde_json::to_value(document).unwrap_or_default();
     in_table_order(&mut document);
@@ -220,6 +210,22 @@ fn in_table_order(value: &mut Value) {
     }
 }
 
+/// The schemas of the enumerations of the model, by name.
+pub(super) fn enumerations() -> Vec<(String, RefOr<Schema>)> {
+    vec![
+        words("PaymentType", "결제 수단", PaymentType::ALL),
+        words("OrderStatus", "주문 상태", OrderStatus::ALL),
+        words("SaleStatus", "판매 상태", SaleStatus::ALL),
+        words("CloseReason", "주문 종료 사유", CloseReason::ALL),
+        words("CouponStatus", "쿠폰 상태", CouponStatus::ALL),
+        words("DiscountType", "할인 유형", DiscountType::ALL),
+        words("TransactionType", "잔액 변동 유형", TransactionType::ALL),
+        words("RankingScope", "랭킹 범위", RankingScope::ALL),
+        words("Role", "운영자 역할: 조회(viewer), 판매(operator), 전체(admin)", Role::ALL),
+        words("WebhookStatus", "웹훅 상태: 사용(ON), 중지(OFF), 연속 실패로 중지(FAILED)", WebhookStatus::ALL),
+    ]
+}
+
 /// The schema of an enumeration of the model, with the words of its values.
 fn words<T: ToString>(name: &str, description: &str, all: &[T]) -> (String, RefOr<Schema>) {
     let schema = ObjectBuilder::new()
@@ -257,7 +263,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
 /// `role`: the one that an operator needs.
 fn complete_operation(path: &str, operation: &mut Operation, role: Option<Role>, needs_user: bool) {
     let operators = path.starts_with("/admin/");
-    let writes = operation.request_body.is_some();
+    // A provider sends no key of ours.
+    let writes = operation.request_body.is_some() && !path.starts_with("/gateways/");
     let mut common: Vec<(&str, &[Code])> = Vec::new();
     if writes {
         common.push(("잘못된 요청", &[Code::InvalidIdempotencyKey]));

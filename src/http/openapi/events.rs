@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 use utoipa::PartialSchema;
 
+use super::document::enumerations;
 use crate::model::public_event::{CloudEvent, EventType, schemas};
 
 /// The document.
@@ -10,6 +11,11 @@ pub fn document() -> Value {
     let mut components = Map::new();
     for (name, schema) in schemas() {
         components.insert(name, serde_json::to_value(schema).unwrap_or_default());
+    }
+    for (name, schema) in enumerations() {
+        if let Some(component) = components.get_mut(&name) {
+            *component = serde_json::to_value(schema).unwrap_or_default();
+        }
     }
     let envelope = serde_json::to_value(CloudEvent::schema()).unwrap_or_default();
     components.insert("CloudEvent".to_owned(), envelope);

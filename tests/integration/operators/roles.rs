@@ -101,7 +101,8 @@ async fn operation_refused_without_role_and_changes_nothing() {
             .replace("{userId}", &user.to_string())
             .replace("{productId}", &product.to_string())
             .replace("{couponId}", &coupon.to_string())
-            .replace("{orderId}", "1");
+            .replace("{orderId}", "1")
+            .replace("{webhookId}", "1");
         assert!(!path.contains('{'), "{route} has a parameter that this test does not know");
         let operation = &api.0["paths"][route][method.to_ascii_lowercase()];
         let example = operation["requestBody"]["content"]["application/json"].get("example");

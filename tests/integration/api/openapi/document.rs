@@ -33,6 +33,7 @@ const OURS: &[(&str, &str)] = &[
     ("get", "/api/v1/products"),
     ("get", "/healthz"),
     ("get", "/readyz"),
+    ("delete", "/admin/v1/users/{userId}"),
     ("patch", "/admin/v1/coupons/{couponId}"),
     ("patch", "/admin/v1/products/{productId}"),
     ("post", "/admin/v1/coupons"),
@@ -50,6 +51,9 @@ const OURS: &[(&str, &str)] = &[
     ("post", "/admin/v1/webhooks/{webhookId}/rotate"),
     ("post", "/admin/v1/withheld/release"),
     ("post", "/api/v1/orders/{orderId}/cancel"),
+    ("put", "/admin/v1/coupons/{couponId}"),
+    ("put", "/admin/v1/products/{productId}"),
+    ("put", "/admin/v1/users/{userId}"),
 ];
 
 /// The schemas of the contract: name, fields.
