@@ -75,6 +75,7 @@ fn example(test: &TestApp, document: &Value, name: &str, schema: &Value) -> Valu
     match name {
         "opensAt" => return now(test).into(),
         "discountType" => return "PERCENTAGE".into(),
+        "url" => return "https://shop.example.com/hooks".into(),
         "closesAt" | "expiredAt" => return after(test, 3_600_000).into(),
         _ => {}
     }
