@@ -76,6 +76,9 @@ impl Audit {
             for mark in ["cause", "rebuilding"].into_iter().filter(closes).filter(|_| !meta.contains_key("frozen")) {
                 findings.add(format!("{prefix}: it is not frozen, and has the mark {mark}"));
             }
+            if let Some(text) = meta.get("forgotten").filter(|text| number(text).is_none_or(|count| count < 1)) {
+                findings.add(format!("{prefix}: {text:?} is no count of users that were forgotten"));
+            }
             unknown_fields(meta, FIELDS).flatten().for_each(|wrong| findings.add(format!("{prefix}: {wrong}")));
             match fixed.relayed() {
                 Some(None) => findings.add(format!("{prefix}: {:?} is no mark of the relay", field(meta, "relayed"))),

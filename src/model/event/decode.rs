@@ -51,11 +51,21 @@ impl Decoded {
     }
 }
 
+/// The kinds of version [`SINGLE_OF_USERS`].
+const OF_USERS: [&str; 2] = ["users_put", "user_forgotten"];
+
 /// Decodes the fields of a stream entry into its decisions, in their order. Returns at least one.
 pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     match version(fields) {
-        Some(SINGLE | SINGLE_OF_REFUNDS | SINGLE_OF_USERS) => vec![Decoded::new(Ok(EventFields(all().collect())))],
+        Some(version @ (SINGLE | SINGLE_OF_REFUNDS | SINGLE_OF_USERS)) => {
+            let mut decoded = Decoded::new(Ok(EventFields(all().collect())));
+            let kind = all().find(|(name, _)| *name == "kind").map_or("", |(_, kind)| kind);
+            if OF_USERS.contains(&kind) != (version == SINGLE_OF_USERS) {
+                decoded.event = Err(BadEvent(format!("version {version} has no {kind}")));
+            }
+            vec![decoded]
+        }
         Some(version @ (BATCH | BATCH_WITH_REMOTE_LINES)) => {
             let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
             // A missing field decodes as an empty packed event, which lacks its parts.

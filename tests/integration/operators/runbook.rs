@@ -253,7 +253,7 @@ async fn operator_tokens(operator: &mut Operator, servers: &Servers) {
     let (who, closing) = ("Operators and the operator log", "Opening and closing a campaign");
     let tokens = operator.printed(who, "export ADMIN_TOKENS");
     let tokens = operator.run(&format!("{tokens}\necho \"$ADMIN_TOKENS\"")).await.success();
-    let kim = tokens.trim().split(',').find_map(|one| one.strip_prefix("kim:")).unwrap().to_owned();
+    let kim = tokens.trim().split(',').find_map(|one| one.strip_prefix("kim:operator:")).unwrap().to_owned();
     let mut theirs = servers.start_with(&["serve"], &[("ADMIN_TOKENS", tokens.trim())], "theirs");
     let shop = std::mem::replace(&mut operator.shop, theirs.base().await);
     let token = std::mem::replace(&mut operator.token, kim);

@@ -5,7 +5,10 @@ mod leases;
 mod refusals;
 mod releases;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::Instant,
+};
 
 use firstcome::{
     engine::{sold_out::Counts, *},

@@ -12,7 +12,7 @@ async fn batch_size_leaves_tables_unchanged() {
         event::fields_of(fields, 0).into_iter().find(|(name, _)| name == "kind").unwrap().1
     };
     let kinds: std::collections::BTreeSet<String> = stream.iter().map(|(_, fields)| kind(fields)).collect();
-    assert_eq!(kinds.len(), 11, "{kinds:?}");
+    assert_eq!(kinds.len(), 14, "{kinds:?}");
     test.drain().await;
     let expected = tables(&test.db).await;
     assert!(expected.iter().all(|(table, rows)| rows.is_empty() == (*table == "dead_letters")), "{expected:?}");

@@ -79,7 +79,8 @@ const SUMS: &[&str] = &[
     "Outbox users_put users",
 ];
 
-/// Parts of events that nothing reads: those of a balance entry where the balance did not change, and a user who is the order's.
+/// Parts of events that nothing reads: those of a balance entry where the balance did not change, a user who is the order's, and the
+/// step to the next user where there is one.
 const UNREAD: &[&str] = &[
     "Outbox order_closed before",
     "Outbox order_closed after",
@@ -91,6 +92,7 @@ const UNREAD: &[&str] = &[
     "Outbox order_paid prev",
     "Outbox payment_ended user",
     "Outbox users_created prev",
+    "Outbox users_created step",
     "Outbox user_forgotten before",
     "Outbox user_forgotten after",
     "Outbox user_forgotten entry_no",
