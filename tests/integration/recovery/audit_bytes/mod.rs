@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use firstcome::{
     audit::coverage::checks_of,
     model::Partition,
-    redis::{keys::Keys, leases::ServingLease},
+    redis::{keys::Keys, leases::ServingLease, outbox::StreamId},
 };
 use redis::aio::MultiplexedConnection;
 use reqwest::Method;
@@ -103,6 +103,8 @@ const UNREAD: &[&str] = &[
 fn meaningless(place: &Place, text: &[u8]) -> Option<&'static str> {
     let (text, group) = (String::from_utf8_lossy(text), place.group.as_str());
     let is_number = text.parse::<i64>().is_ok();
+    let entry = |text: &str| text.parse::<StreamId>().ok().filter(|entry| entry.to_string() == text);
+    let is_earlier = entry(&text).is_some_and(|now| entry(&String::from_utf8_lossy(&place.text)) > Some(now));
     Some(match group {
         "Instances id" | "Serving id" => "it is renewed within seconds or ends, and is still a word or a lease",
         "Instances field id" | "Serving field id" => "no process renews it, and it ends by itself",
@@ -114,6 +116,7 @@ fn meaningless(place: &Place, text: &[u8]) -> Option<&'static str> {
         }
         "Freed id" | "Freed field id" if is_number => "only its changes count",
         "Meta forgotten" if is_number => "only its changes count",
+        "User tail" if is_earlier => "so is that of a change whose entry was trimmed",
         "Gateway score" => "the next check comes within its longest pause",
         "Meta relayed" => "a lower mark: the steps are taken again, and change nothing",
         _ if group.starts_with("Outbox ") && group.ends_with(" rid") => "for the log only",
