@@ -74,10 +74,11 @@ function newWebhook(done) {
 /// Shows a secret, this once.
 function showSecret(secret) {
     openSheet(t('webhooks.secret'), (body) => {
-        const field = h('input', { id: 'webhook-secret', type: 'text', readonly: true, value: secret, onclick: ({ currentTarget }) => currentTarget.select() });
+        const field = h('textarea', { id: 'webhook-secret', class: 'secret', rows: '2', readonly: true, spellcheck: 'false', text: secret, onclick: ({ currentTarget }) => currentTarget.select() });
         body.append(h('p', { class: 'lead', text: t('webhooks.secret.lead') }),
             h('div', { class: 'field' }, h('label', { for: 'webhook-secret', text: t('webhooks.secret') }), field));
         field.focus();
+        field.select();
     }, { size: '' });
 }
 
