@@ -28,7 +28,7 @@ use crate::{
     gateway::Gateways,
     http::{
         admin::AdminState,
-        auth::{operator::Operators, session::Sessions},
+        auth::session::Sessions,
         extract::write::Decoding,
         limits::Limits,
         middleware::operator_log::ActionRecorder,
@@ -322,9 +322,7 @@ impl App {
 
     fn services(&self, http: &HttpConfig) -> anyhow::Result<Services> {
         let (engine, clock, stopping) = (self.engine.clone(), self.engine.clock().clone(), self.stopping.clone());
-        let operators = Operators::new(&http.operators)?;
         let limits = self.limits(&http.limits);
-        let secure = http.operators.ops_cookie_secure;
         let tokens = Tokens::new(&http.auth, clock.clone())?;
         if let Some(tokens) = &tokens {
             tokens.follow(&self.workers);
@@ -342,7 +340,7 @@ impl App {
             app,
             health: HealthState::new(engine.clone(), self.store.all().count(), stopping.clone()),
             metrics: MetricsState::new(engine, limits.clone(), &http.metrics, stopping.clone())?,
-            sessions: Arc::new(Sessions::new(operators, clock, secure, limits)),
+            sessions: Arc::new(Sessions::of(&http.operators, clock, limits)?),
             tokens,
             stopping,
         })

@@ -8,7 +8,7 @@
 //! Redis decides; PostgreSQL records. A module imports only modules to its left, which a test holds:
 //!
 //! ```text
-//! sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector ← webhooks, recovery, audit ← http ← dashboard ← app | dev ← cli
+//! sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive | oidc ← engine | projector ← webhooks, recovery, audit ← http ← dashboard ← app | dev ← cli
 //! ```
 //!
 //! - `sync` names the locks that the concurrency tests replace.
@@ -18,6 +18,7 @@
 //! - [`redis`] is the only code that speaks Redis; the decisions themselves are in `lua/`.
 //! - [`postgres`] is the only code that speaks PostgreSQL: entities, queries, migrations.
 //! - [`gateway`] asks external payment gateways; [`jwt`] verifies users' tokens.
+//! - [`oidc`] signs operators in with the company's accounts.
 //! - [`archive`] finds and restores orders that have left Redis.
 //! - [`engine`] has one method per operation; [`projector`] writes to PostgreSQL what Redis decided.
 //! - [`webhooks`] sends events to other systems.
@@ -37,6 +38,7 @@ pub mod gateway;
 pub mod http;
 pub mod jwt;
 pub mod model;
+pub mod oidc;
 pub mod postgres;
 pub mod projector;
 pub mod recovery;

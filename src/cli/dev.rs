@@ -21,6 +21,7 @@ use crate::{
     dev::Stack,
     http::{auth::operator::Operators, routes::metrics},
     model::Clock,
+    oidc::IdentityProvider,
     postgres,
 };
 
@@ -44,6 +45,7 @@ pub(super) struct DevArgs {
 pub(super) async fn run(options: DevArgs) -> anyhow::Result<ExitCode> {
     let DevArgs { dir, shop, gateway, durability, retention, mut http } = options;
     Operators::new(&http.operators)?;
+    IdentityProvider::new(&http.operators.oidc, Clock::system())?;
     metrics::check(&http.metrics)?;
     let stop = stop_signal()?;
     // The port first: it is the likeliest to be taken, and the servers take a while to start.

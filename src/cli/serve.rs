@@ -17,6 +17,7 @@ use crate::{
     http::{auth::operator::Operators, routes::metrics},
     jwt::Tokens,
     model::Clock,
+    oidc::IdentityProvider,
 };
 
 #[derive(Args)]
@@ -37,7 +38,8 @@ pub(super) async fn run(options: ServeArgs) -> anyhow::Result<ExitCode> {
     // Wrong settings are reported before anything is opened.
     Tokens::new(&http.auth, Clock::system())?;
     metrics::check(&http.metrics)?;
-    if Operators::new(&http.operators)?.is_empty() {
+    let provider = IdentityProvider::new(&http.operators.oidc, Clock::system())?;
+    if Operators::new(&http.operators)?.is_empty() && provider.is_none() {
         tracing::warn!("ADMIN_TOKEN is not set: the operators' API answers 401");
     }
     let stop = stop_signal()?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::Secret;
+use super::{OidcConfig, Secret};
 
 /// Operators.
 #[derive(Args, Clone, Debug, Default)]
@@ -20,6 +20,8 @@ pub struct OperatorsConfig {
     /// Browsers send the cookie of the dashboard's session over https only: for a service behind a TLS proxy
     #[arg(long, env = "OPS_COOKIE_SECURE")]
     pub ops_cookie_secure: bool,
+    #[command(flatten)]
+    pub oidc: OidcConfig,
 }
 
 impl OperatorsConfig {

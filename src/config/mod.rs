@@ -10,6 +10,7 @@ pub mod environment;
 mod gateway;
 mod http;
 mod limits;
+mod oidc;
 mod postgres;
 mod projector;
 mod redis;
@@ -28,6 +29,7 @@ pub use self::{
     gateway::{GatewayConfig, GatewayProtocol},
     http::{HttpConfig, MetricsConfig},
     limits::{GUESSES_PER_MINUTE, LimitsConfig, TrustedProxies},
+    oidc::OidcConfig,
     postgres::PostgresConfig,
     projector::ProjectorConfig,
     redis::{RedisConfig, RedisDurability},

@@ -1,6 +1,6 @@
 //! The dashboard: the page at `/ops` and its live feed.
 //!
-//! Owns the page's files ([`assets`]), signing in and out ([`session`]) and the stream of snapshots ([`feed`]). One [`reader`]
+//! Owns the page's files ([`assets`]), signing in and out ([`session`], [`sign_in`]) and the stream of snapshots ([`feed`]). One [`reader`]
 //! builds each [`snapshot`] from what the engine reads of both stores, the audits, the process's own metrics ([`traffic`]) and
 //! the reports of the other processes ([`reporter`]). What an operator changes on the page goes through the operators' API.
 
@@ -12,6 +12,7 @@ mod reader;
 mod reporter;
 mod sales;
 mod session;
+mod sign_in;
 mod snapshot;
 mod traffic;
 
@@ -89,7 +90,8 @@ pub fn router(dashboard: Dashboard) -> Router {
         .route("/ops", get(assets::page))
         .route("/ops/", get(assets::page))
         .route("/ops/assets/{file}", get(assets::file))
-        .merge(session::router());
+        .merge(session::router())
+        .merge(sign_in::router());
     let sessions = from_fn_with_state(dashboard.sessions.clone(), session_only);
     Router::new()
         .merge(open.layer(from_fn(enforce)))

@@ -107,9 +107,18 @@ async fn sign_out(State(Dashboard { sessions, recorder, .. }): State<Dashboard>,
 fn with_cookie(sessions: &Sessions, operator: Option<Operator>, value: &str, seconds: i64) -> Response {
     let mut response = DONE.into_response();
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    for cookie in COOKIE_PATHS.iter().filter_map(|path| sessions.set_cookie(value, path, seconds)) {
+    for cookie in cookies(sessions, value, seconds) {
         response.headers_mut().append(SET_COOKIE, cookie);
     }
     operator.map(|operator| response.extensions_mut().insert(operator));
     response
+}
+
+/// The headers that make a browser keep the cookie of a new session.
+pub fn session_cookies(sessions: &Sessions, value: &str) -> impl Iterator<Item = HeaderValue> {
+    cookies(sessions, value, SESSION_TTL_SECONDS)
+}
+
+fn cookies(sessions: &Sessions, value: &str, seconds: i64) -> impl Iterator<Item = HeaderValue> {
+    COOKIE_PATHS.iter().filter_map(move |path| sessions.set_cookie(value, path, seconds))
 }

@@ -29,9 +29,12 @@ pub const ROLES: &[(Option<Role>, &str, &str)] = &[
     (OPEN, "GET", "/ops"),
     (OPEN, "GET", "/ops/"),
     (OPEN, "GET", "/ops/assets/{file}"),
+    (OPEN, "GET", "/ops/oidc"),
+    (OPEN, "GET", "/ops/oidc/callback"),
     (OPEN, "GET", "/ops/session"),
     (OPEN, "POST", "/ops/session"),
     (OPEN, "DELETE", "/ops/session"),
+    (OPEN, "GET", "/ops/sign-in"),
     // Reads.
     (VIEWER, "GET", "/ops/feed"),
     (VIEWER, "GET", "/admin/v1/audit"),

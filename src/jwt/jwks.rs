@@ -55,21 +55,7 @@ impl Jwks {
     /// The URL is not https (or http on this machine), or holds a password.
     pub fn of_url(url: &str, refresh_interval: Duration) -> anyhow::Result<Arc<Jwks>> {
         let url = validated(url).map_err(|problem| anyhow!("AUTH_JWKS_URL {problem}"))?;
-        // reqwest panics without a default provider. The error means that one is already installed.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let encrypted = url.scheme() == "https";
-        let mut client = Client::builder()
-            .user_agent(concat!("firstcome/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .no_proxy()
-            .https_only(encrypted)
-            .timeout(READ_TIMEOUT);
-        if !encrypted {
-            // Plain HTTP needs no certificates, and a slim image may have none.
-            client = client.tls_certs_only([]);
-        }
-        let client = client.build().map_err(reqwest::Error::without_url).context("no HTTP client for AUTH_JWKS_URL")?;
+        let client = client(url.scheme() == "https", "AUTH_JWKS_URL")?;
         Ok(Jwks::new(SetLocation::Url(client, url), refresh_interval, TokenKeys::default()))
     }
 
@@ -169,8 +155,30 @@ impl Jwks {
     }
 }
 
+/// A client for an issuer. Follows no redirects, ignores the environment's proxies, and never resends. `encrypted`: it uses https
+/// only. `setting` names the issuer in the message.
+///
+/// # Errors
+/// The system has no root certificates.
+pub(crate) fn client(encrypted: bool, setting: &str) -> anyhow::Result<Client> {
+    // reqwest panics without a default provider. The error means that one is already installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut client = Client::builder()
+        .user_agent(concat!("firstcome/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .no_proxy()
+        .https_only(encrypted)
+        .timeout(READ_TIMEOUT);
+    if !encrypted {
+        // Plain HTTP needs no certificates, and a slim image may have none.
+        client = client.tls_certs_only([]);
+    }
+    client.build().map_err(reqwest::Error::without_url).with_context(|| format!("no HTTP client for {setting}"))
+}
+
 /// Fetches the whole body, up to [`MAX_SET_BYTES`].
-async fn fetch(client: &Client, url: Url) -> anyhow::Result<Vec<u8>> {
+pub(crate) async fn fetch(client: &Client, url: Url) -> anyhow::Result<Vec<u8>> {
     let mut response = client.get(url).send().await.map_err(reqwest::Error::without_url)?;
     anyhow::ensure!(response.status().is_success(), "the answer is {}", response.status());
     let mut set = Vec::new();
@@ -190,7 +198,7 @@ async fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// Parses and validates the URL. The error never quotes it.
-fn validated(url: &str) -> Result<Url, &'static str> {
+pub(crate) fn validated(url: &str) -> Result<Url, &'static str> {
     let url = Url::parse(url).map_err(|_| "is not a URL")?;
     let loopback = url.host_str().is_some_and(|host| {
         let host = host.trim_start_matches('[').trim_end_matches(']');

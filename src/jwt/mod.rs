@@ -1,4 +1,4 @@
-//! Authenticates users by their tokens (`AUTH=jwt`).
+//! Authenticates users by their tokens (`AUTH=jwt`). [`oidc`](crate::oidc) verifies operators' tokens with the same keys.
 //!
 //! Owns the keys of tokens ([`keys`], [`jwks`]), the required claims, and the verification of signatures ([`crypto`]).
 //! `http` decides which requests need a token, and compares the token's user with the user of the request.
@@ -7,8 +7,8 @@
 //! no algorithm here.
 
 mod crypto;
-mod jwks;
-mod keys;
+pub(crate) mod jwks;
+pub(crate) mod keys;
 mod verified;
 
 use std::{sync::Arc, time::Duration};
@@ -18,6 +18,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Validation, decode, decode_header};
 use serde_json::{Map, Value};
 
+pub(crate) use self::crypto::install;
 use self::{
     jwks::Jwks,
     keys::{TokenKey, TokenKeys},
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The allowed difference, in ms, between this process's clock and an issuer's.
-const LEEWAY_MS: i64 = 30_000;
+pub(crate) const LEEWAY_MS: i64 = 30_000;
 /// The accepted values of a token's `typ` (RFC 7515, 4.1.9): a JWT, or a JWT that is an access token (RFC 9068, 2.1). Tokens
 /// that an issuer signs for another purpose are rejected (RFC 8725, 3.11).
 const TYPES: [&str; 2] = ["JWT", "at+jwt"];
@@ -85,7 +86,7 @@ impl Tokens {
             anyhow::ensure!(!config.auth_create_users, "AUTH_CREATE_USERS needs the tokens of AUTH=jwt");
             return Ok(None);
         }
-        crypto::install();
+        install();
         let refresh = Duration::from_secs(config.auth_jwks_refresh_seconds);
         let keys = match (auth_jwt_secret, auth_jwks_url, auth_jwks_file) {
             (Some(secret), None, None) => {
@@ -228,7 +229,7 @@ fn validation(config: &AuthConfig) -> Validation {
 }
 
 /// A `NumericDate` (RFC 7519, 2) in milliseconds. The claim is in seconds since the epoch, possibly with a fraction.
-fn instant(claim: Option<&Value>) -> Option<i64> {
+pub(crate) fn instant(claim: Option<&Value>) -> Option<i64> {
     let seconds = claim?.as_f64()?;
     // The bound is far beyond any real time, and a double is still exact there.
     (0.0..1e12).contains(&seconds).then_some((seconds * 1e3) as i64)

@@ -13,7 +13,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use crate::support::repository::{files_below, root};
 
 /// From the bottom to the top. A module imports only what stands to its left; modules beside a `|` do not import each other.
-const LAYERS: &str = "sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive ← engine | projector \
+const LAYERS: &str = "sync, model ← config, telemetry, worker ← redis | postgres | gateway | jwt ← archive | oidc ← engine | projector \
                       ← webhooks, recovery, audit ← http ← dashboard ← app | dev ← cli";
 
 /// The documents that print the layers as above.

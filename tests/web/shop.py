@@ -42,6 +42,8 @@ class Shop:
         # The storefront's port: another port is another origin.
         self.page_port = free_port()
         self.page_origin = f"http://127.0.0.1:{self.page_port}"
+        # More settings of the service.
+        self.settings = {}
         self.process = None
         self.others = []
 
@@ -92,7 +94,7 @@ class Shop:
             # No gateway listens there.
             "PAYMENT_GATEWAY_KAKAO_PAY_URL": f"http://127.0.0.1:{self.gateway_port}",
         }
-        return environment
+        return environment | self.settings
 
     def start(self):
         environment = self.environment()

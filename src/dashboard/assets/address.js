@@ -1,4 +1,4 @@
-// The address of the page: `#wall`, `#sales`, `#product-12`.
+// The address of the page: `#wall`, `#sales`, `#product-12`; `#sign-in-role` after a refused sign-in, with the reason.
 
 const handlers = [];
 
@@ -27,3 +27,28 @@ export function openAddress() {
         if (match) open(match);
     }
 }
+
+/// Why the identity provider's sign-in was refused, by the address, which forgets it; null if it was not.
+export function takeRefusal() {
+    const reason = /^#sign-in-([a-z]{1,20})$/.exec(location.hash)?.[1] ?? null;
+    if (reason !== null) setHash('');
+    return reason;
+}
+
+const RETURN = 'firstcome.return';
+
+/// The address to which the page returns from the identity provider.
+export const returnToAddress = {
+    save() {
+        try {
+            sessionStorage.setItem(RETURN, location.hash);
+        } catch { /* No storage: the page returns without it. */ }
+    },
+    restore() {
+        try {
+            const hash = sessionStorage.getItem(RETURN);
+            sessionStorage.removeItem(RETURN);
+            if (hash && location.hash === '') setHash(hash);
+        } catch { /* Likewise. */ }
+    },
+};

@@ -58,6 +58,8 @@ export const session = {
             throw error;
         }
     },
+    /// How operators may sign in: `{ token, oidc }`.
+    ways: () => call('GET', '/ops/sign-in'),
     signIn: (token) => call('POST', '/ops/session', { body: { token } }),
     signOut: () => call('DELETE', '/ops/session'),
 };

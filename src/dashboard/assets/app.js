@@ -9,13 +9,13 @@
 // address.js             what the address of the page names
 
 import { bindActions } from './actions.js';
-import { openAddress } from './address.js';
+import { openAddress, returnToAddress, takeRefusal } from './address.js';
 import { ApiError, session, onUnauthorized } from './api.js';
 import { drawCharts, history, createCharts, restyleCharts } from './charts.js';
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
 import { drawEngine, bindInstances } from './engine.js';
 import { Feed } from './feed.js';
-import { clock, counted, language, setLanguage, setZone, shopZone, t } from './i18n.js';
+import { clock, counted, has, language, setLanguage, setZone, shopZone, t } from './i18n.js';
 import { drawRecoveries } from './recoveries.js';
 import { drawSale, bindFolds, bindTabs } from './sale.js';
 import { resetStatus, assess } from './status.js';
@@ -69,8 +69,8 @@ function applyLanguage(to) {
     }
     updateTheme();
     updateOperator();
-    updateText(byId('sign-in-lead'), t(byId('sign-in').dataset.again ? 'signIn.again' : 'signIn.lead'));
-    updateText(byId('sign-in-error'), '');
+    updateText(byId('sign-in-lead'), t(byId('sign-in').dataset.again ? 'signIn.again' : byId('sign-in-account').hidden ? 'signIn.lead' : 'signIn.lead.account'));
+    updateText(byId('sign-in-error'), refusalText());
     updateText(byId('clock-zone'), t('clock', { zone: shopZone() }));
     updateWakeLock();
     restyleCharts();
@@ -277,6 +277,19 @@ function signedIn(current) {
 
 // Whether the sign-in dialog is open.
 let signingIn = false;
+// Why the sign-in with the company's account was refused; null if it was not.
+let refused = takeRefusal();
+const refusalText = () => (refused === null ? '' : t(has(`signIn.refused.${refused}`) ? `signIn.refused.${refused}` : 'signIn.failed'));
+
+/// Shows the ways to sign in that the service has.
+async function showWays() {
+    const ways = await session.ways().catch(() => ({ token: true, oidc: false }));
+    byId('sign-in-account').hidden = !ways.oidc;
+    // Without tokens the token's field stays only where there is no other way.
+    for (const element of [byId('token'), byId('token-label'), byId('sign-in-button')]) element.hidden = ways.oidc && !ways.token;
+    updateText(byId('sign-in-lead'), t(byId('sign-in').dataset.again ? 'signIn.again' : ways.oidc ? 'signIn.lead.account' : 'signIn.lead'));
+    if (ways.oidc && !ways.token) byId('sign-in-account').focus();
+}
 
 /// Asks for a token. `again`: the session has ended, and the page stays visible behind the dialog.
 function signIn(again) {
@@ -292,9 +305,12 @@ function signIn(again) {
     updateText(byId('sign-in-lead'), t(again ? 'signIn.again' : 'signIn.lead'));
     updateText(byId('sign-in-error'), '');
     signingIn = true;
+    updateText(byId('sign-in-error'), refusalText());
     dialog.showModal();
     byId('token').focus();
+    showWays();
 }
+byId('sign-in-account').addEventListener('click', () => returnToAddress.save());
 
 // Escape does not close the dialog. Where the browser closes it anyway, it opens again.
 byId('sign-in').addEventListener('cancel', (event) => event.preventDefault());
@@ -308,6 +324,7 @@ byId('sign-in').querySelector('form').addEventListener('submit', async (event) =
     const [token, button, error] = [byId('token'), byId('sign-in-button'), byId('sign-in-error')];
     if (button.disabled) return;
     button.disabled = true;
+    refused = null;
     updateText(error, '');
     updateAttribute(token, 'aria-invalid', null);
     try {
@@ -354,7 +371,9 @@ async function begin() {
             if (current === null) signIn(false);
             else {
                 history.load();
+                returnToAddress.restore();
                 signedIn(current);
+                if (refused !== null) announce(refusalText());
             }
             return;
         } catch {

@@ -8,7 +8,7 @@ import { readIso, t } from './i18n.js';
 /// Opens the operator log.
 export function openOperatorLog() {
     openSheet(t('operatorLog.title'), (body) => {
-        const input = h('input', { id: 'operator-log-operator', type: 'text', maxlength: 32, autocomplete: 'off' });
+        const input = h('input', { id: 'operator-log-operator', type: 'text', maxlength: 260, autocomplete: 'off' });
         const form = h('form', { class: 'search' }, h('label', { for: 'operator-log-operator', text: t('operatorLog.filter') }), input, h('button', { class: 'action', type: 'submit', text: t('timeline.search') }));
         body.append(form);
         const list = paginate(body, (page) => {

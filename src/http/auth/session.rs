@@ -1,8 +1,10 @@
-//! Sessions: an operator's browser signs in with the token once and has a cookie from then on.
+//! Sessions: an operator's browser signs in once, with the token or with the company's account, and has a cookie from then on.
 //!
-//! The cookie is `name.expiry.nonce.mac`: the operator, the end of the session (epoch ms), a random number, and an HMAC over the
-//! three under the hash of the operator's token. No store has sessions: every process with the same tokens verifies the cookies of
-//! all, and a new token for an operator ends the sessions of the old one.
+//! The cookie is `subject.expiry.nonce.mac`: the operator, the end of the session (epoch ms), a random number, and an HMAC over the
+//! three. Of a token's operator the subject is the name, and the HMAC is under the hash of the token; the role is the one that the
+//! configuration gives now. Of a company's account the subject is `oidc:role:name`, the name in hexadecimal digits, and the HMAC is
+//! under a key of the client's secret at the identity provider ([`derived_key`]). No store has sessions: every process with the same
+//! secrets verifies the cookies of all, and a new token for an operator, or a new client secret, ends the sessions of the old one.
 //!
 //! Signing out clears the cookie, and this process rejects the session from then on. Other processes do not: a copy of the cookie
 //! is valid there until it expires, within eight hours, or until the token changes.
@@ -11,7 +13,6 @@
 //! that no other site can send ([`CSRF_HEADER`]). The token is never in a URL and never in the cookie.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -23,20 +24,25 @@ use axum::http::{
     HeaderMap, HeaderValue,
     header::{AUTHORIZATION, COOKIE},
 };
-use parking_lot::Mutex;
 use ring::{
     hmac,
     rand::{SecureRandom, SystemRandom},
 };
 
-use super::operator::{Credential, Operator, Operators, bearer};
+use super::{
+    operator::{Operator, Operators, PROVIDER_PREFIX, bearer},
+    sign_in::{ProviderSignIn, derived_key},
+    spent::SpentIds,
+};
 use crate::{
+    config::OperatorsConfig,
     http::{
         error::{ApiError, Code},
         headers::CSRF_HEADER,
         limits::Limits,
     },
     model::{Clock, Error, Millis},
+    oidc::IdentityProvider,
 };
 
 /// The name of the cookie.
@@ -45,21 +51,21 @@ pub const COOKIE_NAME: &str = "firstcome_ops";
 pub const COOKIE_PATHS: [&str; 2] = ["/ops", "/admin"];
 /// The duration of a session.
 pub const SESSION_TTL_SECONDS: i64 = 8 * 60 * 60;
-/// Longer cookies are not read: a name has 32 characters, the rest is bounded.
-const MAX_COOKIE_LEN: usize = 160;
-/// The most signed-out sessions that are kept. Only valid ones get there, so that it takes as many sign-ins to fill it.
-const MAX_SIGNED_OUT: usize = 10_000;
+/// Longer cookies are not read: a name has 32 characters, or 510 digits; the rest is bounded.
+const MAX_COOKIE_LEN: usize = 680;
 
 /// Authenticates operators.
 pub struct Sessions {
     operators: Operators,
+    /// Signs operators in with the company's accounts, and the key of their sessions; `None` without an identity provider.
+    provider: Option<(ProviderSignIn, hmac::Key)>,
     clock: Clock,
     /// Browsers send the cookie over HTTPS only.
     secure: bool,
     /// Slow down guesses.
     limits: Arc<Limits>,
-    /// The nonces of signed-out sessions, with the time at which each session would have expired.
-    signed_out: Mutex<HashMap<String, Millis>>,
+    /// The nonces of signed-out sessions.
+    signed_out: SpentIds,
     failed: AtomicU64,
     limited: AtomicU64,
 }
@@ -87,13 +93,39 @@ impl Sessions {
     pub fn new(operators: Operators, clock: Clock, secure: bool, limits: Arc<Limits>) -> Self {
         Sessions {
             operators,
+            provider: None,
             clock,
             secure,
             limits,
-            signed_out: Mutex::default(),
+            signed_out: SpentIds::default(),
             failed: AtomicU64::default(),
             limited: AtomicU64::default(),
         }
+    }
+
+    /// The sessions of the operators that `config` describes.
+    ///
+    /// # Errors
+    /// Unusable tokens, or an identity provider that is described incompletely. The message does not contain a secret.
+    pub fn of(config: &OperatorsConfig, clock: Clock, limits: Arc<Limits>) -> anyhow::Result<Self> {
+        let operators = Operators::new(config)?;
+        let provider = IdentityProvider::new(&config.oidc, clock.clone())?;
+        Ok(Sessions::new(operators, clock, config.ops_cookie_secure, limits).with_provider(provider))
+    }
+
+    /// The same, with the accounts of this provider.
+    fn with_provider(self, provider: Option<Arc<IdentityProvider>>) -> Self {
+        let (clock, limits) = (self.clock.clone(), self.limits.clone());
+        let provider = provider.map(|provider| {
+            let key = derived_key(&provider, "session");
+            (ProviderSignIn::new(provider, clock, self.secure, limits), key)
+        });
+        Sessions { provider, ..self }
+    }
+
+    /// Signs operators in with the company's accounts; `None` without an identity provider.
+    pub fn provider(&self) -> Option<&ProviderSignIn> {
+        self.provider.as_ref().map(|(sign_in, _)| sign_in)
     }
 
     /// The operator of a request to `/admin` with these headers: by its token, else by its session.
@@ -121,6 +153,11 @@ impl Sessions {
         ours.find_map(|value| self.read(value))
     }
 
+    /// Whether any operator has a token.
+    pub fn has_tokens(&self) -> bool {
+        !self.operators.is_empty()
+    }
+
     /// Sign-ins that failed so far.
     pub fn failures(&self) -> Failures {
         Failures { wrong: self.failed.load(Ordering::Relaxed), limited: self.limited.load(Ordering::Relaxed) }
@@ -136,11 +173,40 @@ impl Sessions {
             let count = if refused.code() == Code::TooManyRequests { &self.limited } else { &self.failed };
             count.fetch_add(1, Ordering::Relaxed);
         })?;
+        let operator = &credential.operator;
+        self.open(operator.clone(), operator.name(), &credential.session_key())
+    }
+
+    /// A new session of an operator whom the identity provider named, and its cookie.
+    ///
+    /// # Errors
+    /// There is no provider.
+    pub fn sign_in_account(&self, operator: Operator) -> Result<(Session, String), ApiError> {
+        let (Some((_, key)), Some(account)) = (&self.provider, operator.name().strip_prefix(PROVIDER_PREFIX)) else {
+            return Err(Code::Unauthorized.into());
+        };
+        let subject = format!("{PROVIDER_PREFIX}{}:{}", operator.role(), hex::encode(account));
+        self.open(operator, &subject, key)
+    }
+
+    fn open(&self, operator: Operator, subject: &str, key: &hmac::Key) -> Result<(Session, String), ApiError> {
         let mut nonce = [0; 16];
         SystemRandom::new().fill(&mut nonce).map_err(|_| Error::Internal(anyhow::anyhow!("no random numbers")))?;
         let (expires_at, nonce) = (self.clock.now().plus(SESSION_TTL_SECONDS * 1000), hex::encode(nonce));
-        let cookie = signed(credential, expires_at, &nonce);
-        Ok((Session { operator: credential.operator.clone(), expires_at, nonce }, cookie))
+        let payload = format!("{subject}.{}.{nonce}", expires_at.0);
+        let mac = hex::encode(hmac::sign(key, payload.as_bytes()));
+        Ok((Session { operator, expires_at, nonce }, format!("{payload}.{mac}")))
+    }
+
+    /// The operator of a cookie's subject, and the key that signed the cookie.
+    fn signatory(&self, subject: &str) -> Option<(Operator, hmac::Key)> {
+        let Some(account) = subject.strip_prefix(PROVIDER_PREFIX) else {
+            let credential = self.operators.named(subject)?;
+            return Some((credential.operator.clone(), credential.session_key()));
+        };
+        let (role, name) = account.split_once(':')?;
+        let name = String::from_utf8(hex::decode(name).ok()?).ok()?;
+        Some((Operator::of_provider(&name, role.parse().ok()?), self.provider.as_ref()?.1.clone()))
     }
 
     /// The open session of a cookie's value.
@@ -151,8 +217,7 @@ impl Sessions {
         // From the right: a name may have dots.
         let (payload, mac) = cookie.rsplit_once('.')?;
         let (rest, nonce) = payload.rsplit_once('.')?;
-        let (name, expiry) = rest.rsplit_once('.')?;
-        let credential = self.operators.named(name)?;
+        let (subject, expiry) = rest.rsplit_once('.')?;
         let expires_at = Millis(expiry.parse().ok()?);
         // Before the HMAC, which costs more.
         if self.clock.now() >= expires_at {
@@ -162,24 +227,15 @@ impl Sessions {
         if mac.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return None;
         }
-        hmac::verify(&credential.session_key(), payload.as_bytes(), &hex::decode(mac).ok()?).ok()?;
-        let open = !self.signed_out.lock().contains_key(nonce);
-        open.then(|| Session { operator: credential.operator.clone(), expires_at, nonce: nonce.to_owned() })
+        let (operator, key) = self.signatory(subject)?;
+        hmac::verify(&key, payload.as_bytes(), &hex::decode(mac).ok()?).ok()?;
+        let open = !self.signed_out.has(nonce);
+        open.then(|| Session { operator, expires_at, nonce: nonce.to_owned() })
     }
 
     /// Ends a session in this process.
     pub fn sign_out(&self, session: &Session) {
-        let now = self.clock.now();
-        let mut signed_out = self.signed_out.lock();
-        if signed_out.len() >= MAX_SIGNED_OUT {
-            signed_out.retain(|_, expires_at| *expires_at > now);
-        }
-        if signed_out.len() >= MAX_SIGNED_OUT {
-            // The one that expires first.
-            let next = signed_out.iter().min_by_key(|(_, expires_at)| **expires_at).map(|(nonce, _)| nonce.clone());
-            next.map(|nonce| signed_out.remove(&nonce));
-        }
-        signed_out.insert(session.nonce.clone(), session.expires_at);
+        self.signed_out.spend(&session.nonce, session.expires_at, self.clock.now());
     }
 
     /// The header that makes a browser keep the cookie for `seconds`, or forget it for 0.
@@ -191,17 +247,14 @@ impl Sessions {
     }
 }
 
-/// The cookie of a session.
-fn signed(credential: &Credential, expires_at: Millis, nonce: &str) -> String {
-    let payload = format!("{}.{}.{nonce}", credential.operator.name(), expires_at.0);
-    let mac = hmac::sign(&credential.session_key(), payload.as_bytes());
-    format!("{payload}.{}", hex::encode(mac))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LimitsConfig, OperatorsConfig, Secret};
+    use crate::{
+        config::{LimitsConfig, OidcConfig, Secret},
+        http::auth::spent::MAX_SPENT,
+        model::Role,
+    };
 
     const RIGHT: &str = "the-right-token-01";
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -240,6 +293,49 @@ mod tests {
         assert!(opens(&there, &cookie));
         clock.advance(1);
         assert!(!opens(&there, &cookie));
+    }
+
+    /// Sessions with an identity provider that knows this secret.
+    fn with_provider(secret: &str, clock: &Clock) -> Sessions {
+        let config = OidcConfig {
+            ops_oidc_issuer: Some("https://id.example".to_owned()),
+            ops_oidc_client_id: Some("firstcome".to_owned()),
+            ops_oidc_client_secret: Some(Secret::new(secret)),
+            ..OidcConfig::default()
+        };
+        let provider = IdentityProvider::new(&config, clock.clone()).unwrap();
+        sessions("kim:0123456789abcdef", clock).with_provider(provider)
+    }
+
+    #[test]
+    fn session_of_account_has_its_role_until_secret_changes() {
+        let clock = Clock::standing(START);
+        let (here, there) = (with_provider("secret-0123456789", &clock), with_provider("secret-0123456789", &clock));
+        for (name, role) in
+            [("kim@shop.example", Role::Viewer), ("김.a.1", Role::Admin), (&"x".repeat(255), Role::Operator)]
+        {
+            let (session, cookie) = here.sign_in_account(Operator::of_provider(name, role)).unwrap();
+            assert_eq!((session.operator.name(), session.operator.role()), (format!("oidc:{name}").as_str(), role));
+            let headers = with(&[&format!("{COOKIE_NAME}={cookie}")]);
+            assert_eq!(there.session(&headers).as_ref(), Some(&session));
+            assert!(opens(&here, &cookie) && !opens(&here, &cookie.replacen("oidc:", "", 1)));
+            let promoted = cookie.replacen(&format!(":{role}:"), ":admin:", 1);
+            assert_eq!(opens(&here, &promoted), promoted == cookie);
+            assert!(!opens(&with_provider("secret-9876543210", &clock), &cookie));
+            assert!(!opens(&sessions("", &clock), &cookie), "without a provider");
+            there.sign_out(&session);
+            assert!(!opens(&there, &cookie) && opens(&here, &cookie));
+        }
+        let token = Operator::named("kim", Role::Admin);
+        assert!(here.sign_in_account(token.clone()).is_err());
+        assert!(sessions("", &clock).sign_in_account(Operator::of_provider("kim", Role::Admin)).is_err());
+        // A session of a token is not one of an account, and the other way round.
+        let (_, of_token) = here.sign_in("0123456789abcdef", HERE).unwrap();
+        let (_, of_account) = here.sign_in_account(Operator::of_provider("kim", Role::Admin)).unwrap();
+        for (cookie, subject) in [(&of_token, "oidc:admin:6b696d"), (&of_account, "kim")] {
+            let rest = cookie.split_once('.').unwrap().1;
+            assert!(opens(&here, cookie) && !opens(&here, &format!("{subject}.{rest}")));
+        }
     }
 
     #[test]
@@ -324,14 +420,14 @@ mod tests {
         clock.advance(1);
         let later =
             |n: usize| Session { expires_at: session.expires_at.plus(1), nonce: n.to_string(), ..session.clone() };
-        for n in 0..MAX_SIGNED_OUT + 10 {
+        for n in 0..MAX_SPENT + 10 {
             sessions.sign_out(&later(n));
         }
-        assert_eq!(sessions.signed_out.lock().len(), MAX_SIGNED_OUT);
-        assert!(!sessions.signed_out.lock().contains_key(&session.nonce), "it ends before the others");
+        assert_eq!(sessions.signed_out.len(), MAX_SPENT);
+        assert!(!sessions.signed_out.has(&session.nonce), "it ends before the others");
         clock.advance(9 * 3_600_000);
         sessions.sign_out(&Session { expires_at: clock.now().plus(1), nonce: "new".to_owned(), ..session });
-        assert_eq!(sessions.signed_out.lock().len(), 1);
+        assert_eq!(sessions.signed_out.len(), 1);
     }
 
     #[test]

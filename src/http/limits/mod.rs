@@ -169,13 +169,27 @@ impl Limits {
     /// # Errors
     /// 429: the secret was not judged. 401: it is wrong.
     pub fn judge<T>(&self, client: IpAddr, judge: impl FnOnce() -> Option<T>) -> Result<T, ApiError> {
-        let Some(guesses) = &self.guesses else { return judge().ok_or(Code::Unauthorized.into()) };
-        let key = address::key(client);
-        guesses.has_token(key).map_err(|wait| too_many("operator", wait))?;
+        self.may_guess(client)?;
         judge().ok_or_else(|| {
-            guesses.charge(key, 1);
+            self.charge_guess(client);
             Code::Unauthorized.into()
         })
+    }
+
+    /// Whether a secret of this client is judged.
+    ///
+    /// # Errors
+    /// 429: the client's bucket for guesses is empty.
+    pub fn may_guess(&self, client: IpAddr) -> Result<(), ApiError> {
+        let Some(guesses) = &self.guesses else { return Ok(()) };
+        guesses.has_token(address::key(client)).map_err(|wait| too_many("operator", wait))
+    }
+
+    /// Takes a token for a wrong secret.
+    pub fn charge_guess(&self, client: IpAddr) {
+        if let Some(guesses) = &self.guesses {
+            guesses.charge(address::key(client), 1);
+        }
     }
 
     /// Takes a token for an unauthenticated request to the operators' routes, which costs what any request costs.

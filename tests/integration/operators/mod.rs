@@ -1,5 +1,6 @@
 //! The operators' API, dashboard, metrics and runbook.
 
+mod account_sign_in;
 mod admin;
 pub mod dashboard_feed;
 mod dashboard_instances;

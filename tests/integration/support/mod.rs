@@ -3,6 +3,7 @@
 pub mod api_kit;
 pub mod exposition;
 pub mod fake_gateway;
+pub mod fake_issuer;
 pub mod files;
 pub mod harness;
 pub mod invariants;
