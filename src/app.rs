@@ -23,7 +23,7 @@ use crate::{
     config::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, RecoveryMode,
     },
-    dashboard::{self, Dashboard, Instance, keep_reporting},
+    dashboard::{self, Dashboard, Instance, keep_reporting, keep_sampling},
     engine::{Engine, OperatorLog},
     gateway::Gateways,
     http::{
@@ -403,6 +403,7 @@ impl App {
         let (services, stopping) = (self.services(http)?, self.stopping.clone());
         let dashboard = self.dashboard(&services, listener.local_addr()?);
         keep_reporting(self.engine.clone(), dashboard.instance.clone(), &self.workers);
+        keep_sampling(self.engine.clone(), dashboard.instance.clone(), &self.workers);
         let pages = dashboard::router(dashboard);
         let Some(operators) = operators else {
             let everything = router::router(services, http, Listener::All, pages);

@@ -5,7 +5,8 @@
 //! process renews twice a second, the ids of requests in the outbox, the token of a prepared release, the remaining life of a
 //! key that expires (but of idempotency records), a sequence of ids that is too high, numbers of coupons that are skipped, the
 //! next check of a gateway within its longest pause, the number of units that came back on sale (`freed`), the number by which
-//! processes learn of users that were forgotten, and rankings of days that no scope covers any more.
+//! processes learn of users that were forgotten, rankings of days that no scope covers any more, and the samples of the processes'
+//! requests, which are no part of the shop's state.
 
 use crate::redis::keys::KeyKind;
 
@@ -33,7 +34,7 @@ pub const BETWEEN: &str = "what is between partitions";
 pub fn checks_of(kind: &KeyKind) -> &'static [&'static str] {
     match kind {
         KeyKind::Meta => &[STATE, PROJECTION],
-        KeyKind::Instances | KeyKind::Serving => &[PROCESSES],
+        KeyKind::Instances | KeyKind::Serving | KeyKind::Requests => &[PROCESSES],
         KeyKind::Outbox => &[OUTBOX, PROJECTION],
         KeyKind::Ids => &[IDS, KEYS],
         KeyKind::Record(_) => &[RECORDS, KEYS],

@@ -219,6 +219,9 @@ impl Audit {
             if fixed.leases_stay {
                 findings.add(format!("partition {}: its leases do not expire", here.0));
             }
+            if fixed.samples_stay {
+                findings.add(format!("partition {}: its samples of requests do not expire", here.0));
+            }
         }
         Ok(findings)
     }

@@ -2,15 +2,17 @@
 //!
 //! Owns the page's files ([`assets`]), signing in and out ([`session`], [`sign_in`]) and the stream of snapshots ([`feed`]). One [`reader`]
 //! builds each [`snapshot`] from what the engine reads of both stores, the audits, the process's own metrics ([`traffic`]) and
-//! the reports of the other processes ([`reporter`]). What an operator changes on the page goes through the operators' API.
+//! the reports of the other processes ([`reporter`]); the [`history`] comes from the samples of all processes ([`sampler`]). What an operator changes on the page goes through the operators' API.
 
 mod assets;
 mod feed;
+mod history;
 mod part;
 mod rates;
 mod reader;
 mod reporter;
 mod sales;
+mod sampler;
 mod session;
 mod sign_in;
 mod snapshot;
@@ -32,7 +34,7 @@ use axum::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{feed::Feed, reporter::keep_reporting, snapshot::Instance};
+pub use self::{feed::Feed, reporter::keep_reporting, sampler::keep_sampling, snapshot::Instance};
 use crate::{
     audit::Auditor,
     engine::Engine,
@@ -114,6 +116,6 @@ impl Instance {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: String = host.trim().chars().take(64).collect();
         let name = if host.is_empty() { address.to_string() } else { format!("{host}:{}", address.port()) };
-        Instance { id, name, version: env!("CARGO_PKG_VERSION").to_owned(), started_at: started_at.0 }
+        Instance { id: id.to_string(), name, version: env!("CARGO_PKG_VERSION").to_owned(), started_at: started_at.0 }
     }
 }

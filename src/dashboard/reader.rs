@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    feed::SharedHistory,
     part::Part,
     rates::{Places, Rate},
     reporter::{self, ProcessReport},
@@ -21,9 +22,13 @@ use super::{
 };
 use crate::{
     audit::{Auditor, Finished},
-    engine::{Engine, dashboard::Projected},
+    engine::{
+        Engine,
+        dashboard::Projected,
+        request_history::{RequestHistory, SampleBatch},
+    },
     model::{Campaign, CouponId, OrderStatus, Partition, ProjectionStatus, RankedProduct, Recovery},
-    redis::queries::dashboard::ServerState,
+    redis::{outbox::StreamId, queries::dashboard::ServerState},
 };
 
 /// How long a campaign is shown after its window has closed.
@@ -63,13 +68,16 @@ pub struct Reader {
     own: Option<Window>,
     /// The reports of the other processes.
     others: Part<Vec<ProcessReport>>,
+    /// The samples of every process that are new in Redis.
+    samples: Part<SampleBatch>,
+    history: SharedHistory,
     issued: HashMap<CouponId, Rate>,
     carried: Rate,
     places: Places,
 }
 
 impl Reader {
-    pub fn new(engine: Arc<Engine>, auditor: Arc<Auditor>, instance: Arc<Instance>) -> Self {
+    pub fn new(engine: Arc<Engine>, auditor: Arc<Auditor>, instance: Arc<Instance>, history: SharedHistory) -> Self {
         Reader {
             engine,
             auditor,
@@ -87,6 +95,8 @@ impl Reader {
             traffic: Traffic::default(),
             own: None,
             others: Part::default(),
+            samples: Part::default(),
+            history,
             issued: HashMap::new(),
             carried: Rate::default(),
             places: Places::default(),
@@ -127,6 +137,9 @@ impl Reader {
         self.recoveries.settle(tick).await;
         self.projection.settle(tick).await;
         self.others.settle(tick).await;
+        if let Some(samples) = self.samples.settle(tick).await {
+            self.history.lock().get_or_insert_default().add(samples);
+        }
         self.own = self.traffic.sample(&crate::telemetry::metrics::counted(), Instant::now());
         let last = self.auditor.last();
         serde_json::to_vec(&self.snapshot(watchers, last.as_deref()))
@@ -146,6 +159,9 @@ impl Reader {
         self.redis.begin(async move { engine.redis_states().await });
         let (engine, instance) = (self.engine.clone(), self.instance.clone());
         self.others.begin(async move { reporter::others(&engine, &instance).await });
+        let (engine, last) =
+            (self.engine.clone(), self.history.lock().as_ref().map_or(StreamId::ZERO, RequestHistory::last));
+        self.samples.begin(async move { engine.request_samples(last).await });
         let engine = self.engine.clone();
         self.stuck_payments.begin(async move { engine.count_stuck_payments().await });
         let engine = self.engine.clone();
@@ -155,6 +171,7 @@ impl Reader {
     }
 
     fn snapshot<'a>(&'a self, watchers: usize, last: Option<&'a Finished>) -> DashboardSnapshot<'a> {
+        let others = self.others();
         DashboardSnapshot {
             at: self.engine.clock().now().0,
             zone: self.engine.zone().name(),
@@ -165,8 +182,12 @@ impl Reader {
             products: self.products(),
             orders: self.orders(),
             stuck_payments: self.stuck_payments.get().copied(),
-            requests: self.requests(),
-            instances: self.instances(),
+            requests: self.own.as_ref().map(|own| {
+                let others = others.iter().flatten().map(|report| &report.window);
+                Requests::of(&[own].into_iter().chain(others).collect::<Vec<_>>())
+            }),
+            instances: others.as_ref().map(|others| self.instances(others)),
+            history_unavailable: if self.samples.get().is_some() { "" } else { self.samples.failure() },
             projection: self.projection.get().map(|status| ProjectionSummary::new(status, self.carried.per_second())),
             redis: self.redis.get().and_then(|servers| Redis::new(servers)),
             partitions: self.closed.get().map(|closed| Partitions {
@@ -188,19 +209,27 @@ impl Reader {
         }
     }
 
-    /// The requests of all known processes together.
-    fn requests(&self) -> Option<Requests> {
-        let others = self.others.get().into_iter().flatten().map(|report| &report.window);
-        Some(Requests::of(&self.own.iter().chain(others).collect::<Vec<_>>())).filter(|_| self.own.is_some())
+    /// The other processes, as PostgreSQL has their reports; while it is away, as Redis has their samples. `None` if both are away.
+    fn others(&self) -> Option<Vec<ProcessReport>> {
+        if let Some(reports) = self.others.get() {
+            return Some(reports.clone());
+        }
+        self.samples.get()?;
+        let history = self.history.lock();
+        let running = history.as_ref()?.running().into_iter().filter(|sample| sample.instance != self.instance.id);
+        let mut reports: Vec<ProcessReport> = running.map(ProcessReport::from).collect();
+        reporter::sort(&mut reports);
+        Some(reports)
     }
 
-    fn instances(&self) -> Option<Vec<InstanceRequests>> {
+    /// The processes, this one first.
+    fn instances(&self, others: &[ProcessReport]) -> Vec<InstanceRequests> {
         let alone = |instance: &Instance, window: Option<&Window>| InstanceRequests {
             instance: instance.clone(),
             requests: window.map(|window| Requests::of(&[window])),
         };
-        let others = self.others.get()?.iter().map(|report| alone(&report.instance, Some(&report.window)));
-        Some([alone(&self.instance, self.own.as_ref())].into_iter().chain(others).collect())
+        let others = others.iter().map(|report| alone(&report.instance, Some(&report.window)));
+        [alone(&self.instance, self.own.as_ref())].into_iter().chain(others).collect()
     }
 
     fn rankings(&self) -> Option<BTreeMap<&'static str, Vec<Place>>> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    model::Error,
+    model::{Error, RequestSample},
     worker::{Worker, Workers},
 };
 
@@ -41,11 +41,24 @@ impl ProcessReport {
     }
 }
 
+/// By name.
+pub fn sort(reports: &mut [ProcessReport]) {
+    reports.sort_by(|a, b| (&a.instance.name, a.instance.started_at).cmp(&(&b.instance.name, b.instance.started_at)));
+}
+
+impl From<&RequestSample> for ProcessReport {
+    fn from(sample: &RequestSample) -> Self {
+        let RequestSample { instance, name, version, started_at, .. } = sample.clone();
+        let instance = Instance { id: instance, name, version, started_at };
+        ProcessReport { instance, window: Window::from(sample) }
+    }
+}
+
 /// Starts to report; the stop withdraws the report.
 pub fn keep_reporting(engine: Arc<Engine>, instance: Arc<Instance>, workers: &Workers) {
-    let (withdrawing, id) = (engine.clone(), instance.id);
+    let (withdrawing, id) = (engine.clone(), instance.id.clone());
     workers.at_stop(async move {
-        log_failure(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(id))).await);
+        log_failure(timeout(WITHDRAW_TIMEOUT, withdrawing.withdraw_requests(Some(&id))).await);
     });
     workers.spawn(Worker::RequestReports, move || report(engine.clone(), instance.clone()));
 }
@@ -63,7 +76,7 @@ async fn report(engine: Arc<Engine>, instance: Arc<Instance>) {
         let Some(window) = window else { continue };
         let report = ProcessReport { instance: Instance::clone(&instance), window };
         if let Ok(report) = serde_json::to_string(&report) {
-            log_failure(timeout(REPORT_TIMEOUT, engine.report_requests(instance.id, &report)).await);
+            log_failure(timeout(REPORT_TIMEOUT, engine.report_requests(&instance.id, &report)).await);
         }
     }
 }
@@ -82,8 +95,8 @@ fn log_failure(written: Result<Result<(), Error>, tokio::time::error::Elapsed>) 
 /// # Errors
 /// [`Error::Unavailable`] while Postgres is.
 pub async fn others(engine: &Engine, instance: &Instance) -> Result<Vec<ProcessReport>, Error> {
-    let reports = engine.requests_of_others(instance.id).await?;
+    let reports = engine.requests_of_others(&instance.id).await?;
     let mut reports: Vec<ProcessReport> = reports.iter().filter_map(|text| ProcessReport::read(text)).collect();
-    reports.sort_by(|a, b| (&a.instance.name, a.instance.started_at).cmp(&(&b.instance.name, b.instance.started_at)));
+    sort(&mut reports);
     Ok(reports)
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::{
     audit::{AuditProgress, Check, Finished},
-    model::{Campaign, Millis, Partition, ProjectionStatus, Recovery, RecoveryOutcome, SaleStatus, ShelvedProduct},
+    model::{
+        Campaign, Latency, Millis, Partition, ProjectionStatus, Recovery, RecoveryOutcome, SaleStatus, ShelvedProduct,
+        rounded,
+    },
     redis::queries::dashboard::ServerState,
 };
 
@@ -31,6 +33,8 @@ pub struct DashboardSnapshot<'a> {
     pub requests: Option<Requests>,
     /// The running processes, this one first; `None` if the others are unknown.
     pub instances: Option<Vec<InstanceRequests>>,
+    /// Why the requests of the last fifteen minutes are unknown; empty if they are known.
+    pub history_unavailable: &'a str,
     pub projection: Option<ProjectionSummary>,
     pub redis: Option<Redis>,
     pub partitions: Option<Partitions<'a>>,
@@ -45,9 +49,9 @@ pub struct DashboardSnapshot<'a> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Instance {
-    /// Unique to one run of the process.
-    #[serde(skip)]
-    pub id: Uuid,
+    /// Unique to one run of the process. Reports of earlier versions lack it.
+    #[serde(default, rename = "instanceId")]
+    pub id: String,
     pub name: String,
     pub version: String,
     pub started_at: i64,
@@ -220,14 +224,6 @@ pub struct Requests {
     pub routes: Vec<RouteTraffic>,
     /// The most frequent first.
     pub refusals: Vec<Refusal>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Latency {
-    pub p50_ms: f64,
-    pub p95_ms: f64,
-    pub p99_ms: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -436,9 +432,4 @@ impl<'a> From<&'a Finished> for LastAudit<'a> {
             seconds: rounded(finished.report.seconds),
         }
     }
-}
-
-/// Rounded to a thousandth.
-pub fn rounded(number: f64) -> f64 {
-    (number * 1000.0).round() / 1000.0
 }

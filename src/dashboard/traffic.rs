@@ -9,7 +9,12 @@ use std::{
 use prometheus::proto::{Metric, MetricFamily};
 use serde::{Deserialize, Serialize};
 
-use super::snapshot::{Latency, Refusal, Requests, RouteTraffic, rounded};
+use super::snapshot::{Instance, Refusal, Requests, RouteTraffic};
+use crate::{
+    engine::request_history::{bucket_us, buckets},
+    model::{Latency, RequestClasses, RequestSample, rounded},
+    telemetry::metrics::REQUEST_SECONDS,
+};
 
 const REQUESTS: &str = "firstcome_http_requests_total";
 const DURATIONS: &str = "firstcome_http_request_duration_seconds";
@@ -64,14 +69,6 @@ pub struct Window {
     bounds: Vec<f64>,
     times: Vec<(Operation, Vec<u64>)>,
     shed: f64,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Rates {
-    all: f64,
-    refused: f64,
-    failed: f64,
-    limited: f64,
 }
 
 impl Traffic {
@@ -145,12 +142,62 @@ impl Sample {
     }
 }
 
+impl Window {
+    /// The sample of the window, of a process: without routes.
+    pub fn sample(&self, of: &Instance, number: u64) -> RequestSample {
+        let mut counts = BTreeMap::<(&str, &str), u64>::new();
+        for (kind, count) in &self.counts {
+            *counts.entry((&kind.status, &kind.error_code)).or_default() += *count as u64;
+        }
+        let mut cumulative = Vec::new();
+        self.times.iter().for_each(|(_, times)| add(&mut cumulative, times));
+        let bounds = self.bounds.iter().map(|bound| bucket_us(*bound)).chain([0]);
+        let below = [0].into_iter().chain(cumulative.iter().copied());
+        let times =
+            bounds.zip(cumulative.iter().zip(below)).map(|(bound, (all, below))| (bound, all.saturating_sub(below)));
+        let Instance { id, name, version, started_at } = of.clone();
+        RequestSample {
+            instance: id,
+            name,
+            version,
+            started_at,
+            number,
+            ms: (self.seconds * 1000.0).round().max(1.0) as u64,
+            counts: counts.into_iter().map(|((status, code), count)| (status.into(), code.into(), count)).collect(),
+            shed: self.shed as u64,
+            times: times.filter(|(_, count)| *count > 0).collect(),
+        }
+    }
+}
+
+impl From<&RequestSample> for Window {
+    fn from(sample: &RequestSample) -> Self {
+        let nowhere = || Operation { method: String::new(), route: String::new() };
+        let counts = sample.counts.iter().map(|(status, code, count)| {
+            let kind = RequestKind { operation: nowhere(), status: status.clone(), error_code: code.clone() };
+            (kind, *count as f64)
+        });
+        let cumulative = buckets(&sample.times).into_iter().scan(0, |sum, count| {
+            *sum += count as u64;
+            Some(*sum)
+        });
+        let times: Vec<u64> = cumulative.collect();
+        Window {
+            seconds: sample.ms as f64 / 1000.0,
+            counts: counts.collect(),
+            bounds: REQUEST_SECONDS.to_vec(),
+            times: if times.is_empty() { Vec::new() } else { vec![(nowhere(), times)] },
+            shed: sample.shed as f64,
+        }
+    }
+}
+
 impl Requests {
     /// The requests of these processes together. Times with other bounds than the first one's, from another version of the program,
     /// are left out.
     pub fn of(windows: &[&Window]) -> Self {
-        let (mut all, mut operations) = (Rates::default(), BTreeMap::<&Operation, Rates>::new());
-        let (mut refusals, mut shed) = (BTreeMap::<&str, f64>::new(), 0.0);
+        let (mut all, mut operations) = (RequestClasses::default(), BTreeMap::<&Operation, RequestClasses>::new());
+        let mut refusals = BTreeMap::<&str, f64>::new();
         let bounds = windows.iter().map(|window| &window.bounds).find(|bounds| !bounds.is_empty());
         let mut times = BTreeMap::<&Operation, Vec<u64>>::new();
         for window in windows {
@@ -162,7 +209,7 @@ impl Requests {
                     *refusals.entry(&kind.error_code).or_default() += rate(*count);
                 }
             }
-            shed += rate(window.shed);
+            all.shed += rate(window.shed);
             for (operation, counts) in window.times.iter().filter(|_| Some(&window.bounds) == bounds) {
                 add(times.entry(operation).or_default(), counts);
             }
@@ -170,7 +217,9 @@ impl Requests {
         let bounds = bounds.map_or(&[][..], Vec::as_slice);
         let mut every = Vec::new();
         times.values().for_each(|counts| add(&mut every, counts));
-        let shown = times.iter().filter_map(|(operation, counts)| {
+        // A sample names no routes.
+        let named = times.iter().filter(|(operation, _)| !operation.route.is_empty());
+        let shown = named.filter_map(|(operation, counts)| {
             let rates = operations.get(operation).copied().unwrap_or_default();
             Some(RouteTraffic {
                 method: operation.method.clone(),
@@ -194,24 +243,12 @@ impl Requests {
         Requests {
             per_second: rounded(all.all),
             refused_per_second: rounded(all.refused),
-            failed_per_second: rounded((all.failed - shed).max(0.0)),
+            failed_per_second: rounded(all.failed_otherwise()),
             limited_per_second: rounded(all.limited),
-            shed_per_second: rounded(shed),
+            shed_per_second: rounded(all.shed),
             latency: latency(bounds, &every),
             routes: shown,
             refusals,
-        }
-    }
-}
-
-impl Rates {
-    fn add(&mut self, status: &str, rate: f64) {
-        self.all += rate;
-        match (status, status.as_bytes().first()) {
-            ("429", _) => self.limited += rate,
-            (_, Some(b'4')) => self.refused += rate,
-            (_, Some(b'5')) => self.failed += rate,
-            _ => {}
         }
     }
 }
@@ -231,25 +268,8 @@ fn add(sum: &mut Vec<u64>, more: &[u64]) {
     }
 }
 
-/// `None` if nothing is counted.
 fn latency(bounds: &[f64], counts: &[u64]) -> Option<Latency> {
-    let ms = |share| Some(rounded(quantile(bounds, counts, share)? * 1000.0));
-    Some(Latency { p50_ms: ms(0.5)?, p95_ms: ms(0.95)?, p99_ms: ms(0.99)? })
-}
-
-/// As `histogram_quantile` of Prometheus: interpolates linearly within a bucket; beyond the last bound, that bound.
-fn quantile(bounds: &[f64], counts: &[u64], share: f64) -> Option<f64> {
-    let all = counts.last().copied().filter(|count| *count > 0)?;
-    let wanted = share * all as f64;
-    let (mut lower, mut below) = (0.0, 0);
-    for (upper, count) in bounds.iter().zip(counts) {
-        if *count as f64 >= wanted && *count > below {
-            let within = (wanted - below as f64) / (count - below) as f64;
-            return Some(lower + (upper - lower) * within);
-        }
-        (lower, below) = (*upper, *count);
-    }
-    Some(lower)
+    Latency::of(bounds, &counts.iter().map(|count| *count as f64).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -267,7 +287,11 @@ mod tests {
 
     impl Metrics {
         fn new() -> Self {
-            let opts = HistogramOpts::new(DURATIONS, "tested").buckets(vec![0.001, 0.002, 0.1]);
+            Metrics::with(&[0.001, 0.002, 0.1])
+        }
+
+        fn with(bounds: &[f64]) -> Self {
+            let opts = HistogramOpts::new(DURATIONS, "tested").buckets(bounds.to_vec());
             let labels = ["method", "route", "status", "error_code"];
             let metrics = Metrics {
                 registry: Registry::new(),
@@ -356,13 +380,41 @@ mod tests {
 
     /// The reported window of a process.
     fn window_of(serve: impl Fn(&Metrics)) -> Window {
-        let (metrics, mut traffic, begun) = (Metrics::new(), Traffic::default(), Instant::now());
+        window_with(&[0.001, 0.002, 0.1], serve)
+    }
+
+    fn window_with(bounds: &[f64], serve: impl Fn(&Metrics)) -> Window {
+        let (metrics, mut traffic, begun) = (Metrics::with(bounds), Traffic::default(), Instant::now());
         traffic.sample(&metrics.registry.gather(), begun);
         serve(&metrics);
         let window = traffic.sample(&metrics.registry.gather(), begun + Duration::from_secs(2)).unwrap();
         let again: Window = serde_json::from_str(&serde_json::to_string(&window).unwrap()).unwrap();
         assert_eq!(again, window, "as it is written, so it is read");
         window
+    }
+
+    #[test]
+    fn window_of_sample_has_its_rates_and_times_without_routes() {
+        let serve = |metrics: &Metrics| {
+            metrics.serve("/a", "200", "", 90, 0.001);
+            metrics.serve("/b", "503", "SERVICE_UNAVAILABLE", 10, 20.0);
+            metrics.shed.with_label_values(&["tested"]).inc_by(8);
+        };
+        let window = window_with(REQUEST_SECONDS, serve);
+        let instance = Instance {
+            id: "0f8fad5b-d9cb-469f-a165-70867728950e".to_owned(),
+            name: "shop:8080".to_owned(),
+            version: "0.2.0".to_owned(),
+            started_at: 1,
+        };
+        let sample = window.sample(&instance, 7);
+        assert_eq!(RequestSample::read(&sample.clone().write().unwrap()), Some(sample.clone()));
+        assert_eq!((sample.number, sample.ms, sample.shed), (7, 2_000, 8));
+        assert_eq!(sample.times, [(1_000, 90), (0, 10)]);
+        let (whole, again) = (Requests::of(&[&window]), Requests::of(&[&Window::from(&sample)]));
+        assert_eq!(again, Requests { routes: Vec::new(), ..whole });
+        let newer = RequestSample { times: vec![(1_234, 5)], ..sample };
+        assert_eq!(Requests::of(&[&Window::from(&newer)]).latency, None);
     }
 
     #[test]
@@ -386,13 +438,5 @@ mod tests {
         assert_eq!((mixed.per_second, mixed.latency), (60.0, alone.latency));
         assert_eq!(Requests::of(&[]), Requests::default());
         assert_eq!(Requests::of(&[&Window { seconds: 0.0, ..one }]).per_second, 0.0);
-    }
-
-    #[test]
-    fn quantile_interpolated_between_bounds() {
-        assert_eq!(quantile(&[], &[], 0.5), None);
-        assert_eq!(quantile(&[1.0], &[0, 0], 0.5), None);
-        assert_eq!(quantile(&[1.0, 3.0], &[0, 4, 4], 0.5), Some(2.0));
-        assert_eq!(quantile(&[1.0, 3.0], &[1, 1, 9], 0.99), Some(3.0));
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use futures_util::future::try_join_all;
-use uuid::Uuid;
 
 use super::*;
 use crate::{postgres::progress::ProjectedPosition, redis::queries::dashboard::ServerState};
@@ -111,7 +110,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn report_requests(&self, instance: Uuid, report: &str) -> Result<(), Error> {
+    pub async fn report_requests(&self, instance: &str, report: &str) -> Result<(), Error> {
         postgres::instance_requests::write(&self.db, instance, report).await
     }
 
@@ -119,7 +118,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn withdraw_requests(&self, instance: Option<Uuid>) -> Result<(), Error> {
+    pub async fn withdraw_requests(&self, instance: Option<&str>) -> Result<(), Error> {
         postgres::instance_requests::remove(&self.db, instance).await
     }
 
@@ -127,7 +126,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Unavailable`] while PostgreSQL is.
-    pub async fn requests_of_others(&self, instance: Uuid) -> Result<Vec<String>, Error> {
+    pub async fn requests_of_others(&self, instance: &str) -> Result<Vec<String>, Error> {
         postgres::instance_requests::others(&self.db, instance).await
     }
 

@@ -25,6 +25,7 @@ mod payment_outcomes;
 mod payments;
 mod providers;
 mod refunds;
+pub mod request_history;
 mod sales;
 pub mod sold_out;
 mod stats;

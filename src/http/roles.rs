@@ -51,6 +51,7 @@ pub const ROLES: &[(Option<Role>, &str, &str)] = &[
     (VIEWER, "GET", "/admin/v1/products/{productId}/buyers"),
     (VIEWER, "GET", "/admin/v1/projection"),
     (VIEWER, "GET", "/admin/v1/recoveries"),
+    (VIEWER, "GET", "/admin/v1/requests"),
     (VIEWER, "GET", "/admin/v1/sales"),
     (VIEWER, "GET", "/admin/v1/users/{userId}"),
     (VIEWER, "GET", "/admin/v1/users/{userId}/timeline"),

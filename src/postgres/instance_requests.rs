@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::{Connection, translate_sqlx};
 use crate::model::Error;
 
@@ -19,12 +17,12 @@ const MAX_REPORT_LEN: i32 = 256 * 1024;
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn write(db: &Connection, instance: Uuid, report: &str) -> Result<(), Error> {
+pub async fn write(db: &Connection, instance: &str, report: &str) -> Result<(), Error> {
     sqlx::query(
         "INSERT INTO instance_requests (instance, reported_at, report) VALUES ($1::text::uuid, clock_timestamp(), $2)
          ON CONFLICT (instance) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report",
     )
-    .bind(instance.to_string())
+    .bind(instance)
     .bind(report)
     .execute(db.get_postgres_connection_pool())
     .await
@@ -36,14 +34,14 @@ pub async fn write(db: &Connection, instance: Uuid, report: &str) -> Result<(), 
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn others(db: &Connection, instance: Uuid) -> Result<Vec<String>, Error> {
+pub async fn others(db: &Connection, instance: &str) -> Result<Vec<String>, Error> {
     sqlx::query_scalar(
         "SELECT report FROM instance_requests
          WHERE instance <> $1::text::uuid AND reported_at > clock_timestamp() - make_interval(secs => $2)
              AND octet_length(report) <= $3
          ORDER BY instance DESC LIMIT $4",
     )
-    .bind(instance.to_string())
+    .bind(instance)
     .bind(FRESH_SECONDS)
     .bind(MAX_REPORT_LEN)
     .bind(MAX_REPORTS)
@@ -71,12 +69,12 @@ pub async fn serving_within(db: &Connection, time: Duration) -> Result<Vec<Strin
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
-pub async fn remove(db: &Connection, instance: Option<Uuid>) -> Result<(), Error> {
+pub async fn remove(db: &Connection, instance: Option<&str>) -> Result<(), Error> {
     sqlx::query(
         "DELETE FROM instance_requests
          WHERE instance = $1::text::uuid OR reported_at < clock_timestamp() - make_interval(secs => $2)",
     )
-    .bind(instance.map(|instance| instance.to_string()))
+    .bind(instance)
     .bind(STALE_SECONDS)
     .execute(db.get_postgres_connection_pool())
     .await

@@ -141,13 +141,14 @@ impl Store {
         }
     }
 
-    /// Removes every key of these partitions except their state and the words of their processes. Returns the number of removed keys.
+    /// Removes every key of these partitions except their state, and the words and the requests of their processes. Returns the
+    /// number of removed keys.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub async fn empty(&self, scope: &Scope) -> Result<u64, Error> {
         let mut removed = 0;
-        let kept = |here| [Keys(here).meta(), Keys(here).instances()];
+        let kept = |here| [Keys(here).meta(), Keys(here).instances(), Keys(here).requests()];
         let tags: Vec<_> = scope.iter().map(|here| (here, format!("{{p{}}}:", here.0), kept(here))).collect();
         for server in self.servers().await? {
             let mut cursor = Some("0".to_owned());

@@ -20,6 +20,7 @@ pub enum KeyKind {
     Meta,
     Instances,
     Serving,
+    Requests,
     Outbox,
     Ids,
     /// By the digest of the idempotency key.
@@ -241,6 +242,7 @@ impl Keys {
             KeyKind::Meta => self.meta(),
             KeyKind::Instances => self.instances(),
             KeyKind::Serving => self.serving(),
+            KeyKind::Requests => self.requests(),
             KeyKind::Outbox => self.outbox(),
             KeyKind::Ids => self.ids(),
             KeyKind::Record(digest) => self.record(digest),
@@ -288,6 +290,7 @@ impl Keys {
             ["meta"] => KeyKind::Meta,
             ["instances"] => KeyKind::Instances,
             ["serving"] => KeyKind::Serving,
+            ["requests"] => KeyKind::Requests,
             ["outbox"] => KeyKind::Outbox,
             ["ids"] => KeyKind::Ids,
             ["idem", digest] => KeyKind::Record((*digest).to_owned()),
@@ -363,13 +366,19 @@ impl Keys {
             ["user:1", "issued:1", "product:1", "coupon:1", "coupon:1:holders", "order:1"]
                 .map(|rest| self.key(format_args!("{rest}"))),
         );
-        samples.extend([self.rank_units(day), self.rank_won(day)]);
+        samples.extend([self.rank_units(day), self.rank_won(day), self.requests()]);
         samples
     }
 
     /// hash: process → [`ServingLease`](super::leases::ServingLease), as JSON; only while PostgreSQL is away.
     pub fn serving(self) -> String {
         self.key(format_args!("serving"))
+    }
+
+    /// stream: `ago`, ms, and `sample`, a [`RequestSample`](crate::model::RequestSample), as JSON: the requests of each process, of the
+    /// last fifteen minutes. In the first partition only. Not of the shop's state: not among the fixed keys, whose types are checked.
+    pub fn requests(self) -> String {
+        self.key(format_args!("requests"))
     }
 
     /// A key that never exists.
@@ -397,7 +406,7 @@ mod tests {
             })
             .collect();
         let distinct: HashSet<_> = kinds.iter().map(std::mem::discriminant).collect();
-        assert_eq!((distinct.len(), kinds.len()), (34, 34), "a sample of each kind");
+        assert_eq!((distinct.len(), kinds.len()), (35, 35), "a sample of each kind");
         for foreign in
             ["", "meta", "{p0}:", "{p0}:metb", "{p00}:meta", "{p0}:user:01", "{p0}:user:0", "{p0}:rank:units:2026030"]
         {

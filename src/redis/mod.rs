@@ -11,6 +11,7 @@
 //!   that Redis still has them, [`partition_state`] freezes a partition that lost some, and `roll_call` asks every process for its
 //!   positions when a partition has moved to another server;
 //! - [`leases`] say which processes serve while PostgreSQL is away, and what they know;
+//! - [`request_samples`] are the requests of each process, for every dashboard;
 //! - [`replication`] waits for replicas, with `ACK=replica`;
 //! - [`outbox`] is the stream that the projector follows; [`retention`] evicts what is final and in PostgreSQL; [`bulk`] writes a
 //!   whole store back for a rebuild.
@@ -38,6 +39,7 @@ pub mod queries;
 pub mod records;
 pub mod replication;
 pub mod reply_code;
+pub mod request_samples;
 pub mod retention;
 mod roll_call;
 pub mod script;

@@ -179,7 +179,7 @@ class Rush(Dashboard):
             page.until(lambda: "ms" in page.text("#vitals [data-part=p99] .figure"), "answers take time")
             page.until(lambda: "/api/v1/coupons/issue" in page.text("#by-route tbody"), "the route is listed")
             page.until(lambda: page.find("#chart-requests canvas").is_displayed(), "there is a chart")
-            self.assertIn("Requests a second over the last five minutes", page.find("#chart-requests").get_attribute("aria-label"))
+            self.assertIn("Requests a second over the last fifteen minutes", page.find("#chart-requests").get_attribute("aria-label"))
             page.until(lambda: page.find(f".campaign[data-coupon='{coupon}'] .campaign-line .stroke").get_attribute("d"), "the line is drawn")
         truth = shop.admin("GET", f"/coupons/{coupon}")["remainingQuantity"]
         self.page.until_equal(truth, lambda: self.page.left(coupon))

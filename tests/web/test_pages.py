@@ -1,11 +1,13 @@
 """Pages beside the dashboard in a real browser: Swagger UI, and a storefront of another origin."""
 
 import http.server
+import os
 import threading
 import unittest
+from pathlib import Path
 
-from browser import DESKTOP, Page, open_browser
-from shop import TIMEOUT_S, Shop
+from browser import DESKTOP, PHONE, Page, open_browser
+from shop import TIMEOUT_S, Shop, number
 from test_dashboard import SCRATCH
 
 shop = None
@@ -122,18 +124,65 @@ class Instances(unittest.TestCase):
         # Sends requests for an unknown order to the other instance.
         alone = Shop.__new__(Shop)
         alone.base = f"http://127.0.0.1:{other}"
+        chart = lambda: page.find("#chart-requests").get_attribute("aria-label")
+        at_most = lambda: number(chart().rsplit("최대", 1)[1] if "최대" in chart() else chart().rsplit("At most", 1)[1])
+        the_other = f"#instance option[data-instance$=':{other}']"
+        own = f"#instance option:not([value='']):not([data-instance$=':{other}'])"
         with shop.customers(lambda: alone.status("GET", "/api/v1/orders/9007199254740991"), 1):
             page.until(lambda: (page.number(f"{row} [data-part=rate]") or 0) > 0, "its requests are counted")
             page.until(lambda: "/api/v1/orders/{orderId}" in page.text("#by-route"), "and are among all")
-            own = f"#instance option:not([value='']):not([value*=':{other} '])"
             page.find(own).click()
             page.until(lambda: "/api/v1/orders/{orderId}" not in page.text("#by-route"), "this one has none of them")
-            page.find(f"#instance option[value*=':{other} ']").click()
+            page.until(lambda: "ORDER_NOT_FOUND" not in page.text("#refusals"), "nor its refusals")
+            page.find(the_other).click()
             page.until(lambda: "/api/v1/orders/{orderId}" in page.text("#by-route"), "they are the other's")
+            page.until(lambda: "ORDER_NOT_FOUND" in page.text("#refusals"), "so are its refusals")
+            # Its past is in Redis: two slots at least.
+            page.until(lambda: len(self.past(other)) >= 2, "its requests are known to others")
             page.screenshot("instances", whole=True)
+            page.size(DESKTOP)
         shop.kill_others()
         page.until(lambda: not page.find("#instances").is_displayed(), "a dead one drops out")
-        self.assertEqual(page.find("#instance").get_attribute("value"), "")
+        page.until(lambda: page.text("#instance-ended") != "", "but its past stays on the page")
+        self.assertEqual(page.text("#by-route tbody"), "")
+        # A page that opens now has it, too.
+        driver.switch_to.new_window("tab")
+        try:
+            page.size(DESKTOP)
+            page.open()
+            page.live()
+            page.until(lambda: page.find("#chart-requests canvas").is_displayed(), "there is a chart")
+            self.assertGreater(at_most(), 0.5, chart())
+            self.assertEqual(page.find("#instance").get_attribute("value"), "")
+            page.find(the_other).click()
+            page.until(lambda: page.text("#instance-ended") != "", "the dead one can be chosen")
+            self.assertGreater(at_most(), 0.5, chart())
+            page.find("#traffic").screenshot(str(Path(os.environ["TEST_WEB_SHOTS"], "instance-ended.png")))
+            page.find(own).click()
+            page.until(lambda: page.text("#instance-ended") == "", "this one runs")
+            page.find("#instance option[value='']").click()
+            for language in ("en", "ko"):
+                page.choose(language=language)
+                page.screenshot(f"history-{language}", whole=True)
+                page.size(DESKTOP)
+            page.size(PHONE)
+            self.assertEqual(driver.execute_script("return document.documentElement.scrollWidth"), PHONE[0])
+            page.screenshot("history-phone", whole=True)
+        finally:
+            driver.close()
+            driver.switch_to.window(driver.window_handles[0])
+
+    def past(self, port):
+        """The slots with requests of the instance at a port."""
+        return driver.execute_async_script("""
+            const [port] = arguments;
+            const done = arguments[arguments.length - 1];
+            const read = async (query) => (await fetch(`/admin/v1/requests${query}`, { headers: { 'x-firstcome-ops': '1' } })).json();
+            read('').then(async ({ instances }) => {
+                const id = instances.find(({ name }) => name.endsWith(`:${port}`))?.instanceId;
+                done(id ? (await read(`?instanceId=${id}`)).slots.filter(({ perSecond }) => perSecond > 0) : []);
+            }, () => done([]));
+        """, port)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
 import { bindActions } from './actions.js';
 import { openAddress, returnToAddress, takeRefusal } from './address.js';
 import { ApiError, session, onUnauthorized } from './api.js';
-import { drawCharts, history, createCharts, restyleCharts } from './charts.js';
+import { addPast, addSnapshot, createCharts, drawCharts, forgetHistories, history, restyleCharts } from './charts.js';
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
 import { drawEngine, bindInstances } from './engine.js';
 import { Feed } from './feed.js';
@@ -227,7 +227,7 @@ function draw() {
 createCharts(byId('chart-requests'), byId('chart-latency'));
 bindTabs(() => snapshot && drawSale(snapshot));
 bindFolds(() => snapshot && drawSale(snapshot));
-bindInstances(() => snapshot && drawEngine(snapshot));
+bindInstances(() => snapshot && draw());
 bindActions({ snapshot: () => snapshot, now, onResult: announce });
 
 // --- the feed -----------------------------------------------------------------------------------------
@@ -239,11 +239,12 @@ const feed = new Feed({
         arrived = performance.now();
         setZone(it.zone);
         updateText(byId('clock-zone'), t('clock', { zone: shopZone() }));
-        history.add(it);
+        addSnapshot(it);
         draw();
         // Only now the page knows the shop's zone and time.
         if (first) openAddress();
     },
+    onHistory: addPast,
     onState(to) {
         state = to;
         drawConnection();
@@ -354,7 +355,7 @@ byId('sign-out').addEventListener('click', async () => {
     }
     // The next user of this browser must not see any of it.
     operator = null;
-    history.forget();
+    forgetHistories();
     resetStatus();
     feed.stop();
     location.reload();

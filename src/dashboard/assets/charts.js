@@ -1,18 +1,37 @@
-// The last five minutes: the history that the page keeps, the charts (uPlot) and the sparklines.
+// The last fifteen minutes: the histories that the page keeps, the charts (uPlot) and the sparklines.
 
 import { updateAttribute, h, updateText, svg } from './dom.js';
 import { clock, ms, rate, short, t } from './i18n.js';
 
-/// Seconds that the charts show, and the maximum of points in the history.
-export const WINDOW_S = 300;
-/// Seconds between two points beyond which a line has a gap.
-const GAP_S = 5;
+/// Seconds that the charts show, and the maximum of points in a history.
+export const WINDOW_S = 900;
+/// Seconds between two points beyond which a line has a gap. The past that the service sends ends about ten seconds ago.
+const GAP_S = 12;
+/// A point of the past is left out if the page itself has one within so many seconds.
+const NEAR_S = 2;
 const STORAGE_KEY = 'firstcome.history';
 
 const FIELDS = ['answered', 'refused', 'limited', 'shed', 'failed', 'p50', 'p95', 'p99', 'perSecond', 'issued', 'paid', 'lag'];
 
 /// A value for the logarithmic scale, which has no zero.
-const positive = (ms) => (ms === undefined ? undefined : Math.max(0.01, ms));
+const positive = (ms) => (ms === undefined || ms === null ? undefined : Math.max(0.01, ms));
+
+/// The values of requests.
+const requestValues = (requests) => ({
+    perSecond: requests?.perSecond,
+    answered: requests && Math.max(0, requests.perSecond - requests.refusedPerSecond - requests.limitedPerSecond - requests.shedPerSecond - requests.failedPerSecond),
+    refused: requests?.refusedPerSecond, limited: requests?.limitedPerSecond, shed: requests?.shedPerSecond, failed: requests?.failedPerSecond,
+    p50: positive(requests?.latency?.p50Ms), p95: positive(requests?.latency?.p95Ms), p99: positive(requests?.latency?.p99Ms),
+});
+
+/// The points of the past in columns, as the service sends them.
+const pointsOf = ({ at, p50Ms, p95Ms, p99Ms, ...rates }) => at.map((ms, place) => ({
+    at: Math.round(ms / 1000),
+    ...requestValues({
+        ...Object.fromEntries(Object.entries(rates).map(([name, column]) => [name, column[place]])),
+        latency: { p50Ms: p50Ms[place], p95Ms: p95Ms[place], p99Ms: p99Ms[place] },
+    }),
+}));
 
 /// Columns of values: `at` in seconds, one per field; and the coupons left of each campaign.
 class History {
@@ -26,35 +45,47 @@ class History {
         this.left = new Map();
     }
 
-    add(snapshot) {
-        const at = Math.round(snapshot.at / 1000);
+    /// Adds the values of a second, later than all others.
+    add(at, values) {
         const last = this.at.at(-1);
         // The server's clock was set back: the history is obsolete.
         if (last !== undefined && at < last - GAP_S) this.clear();
-        if (last !== undefined && at <= last) return;
-        if (last !== undefined && at - last > GAP_S) this.#push(last + 1, {});
-        const requests = snapshot.requests;
-        const issuing = snapshot.campaigns?.map((campaign) => campaign.issuesPerSecond ?? 0);
-        this.#push(at, {
-            perSecond: requests?.perSecond,
-            answered: requests && Math.max(0, requests.perSecond - requests.refusedPerSecond - requests.limitedPerSecond - requests.shedPerSecond - requests.failedPerSecond),
-            refused: requests?.refusedPerSecond, limited: requests?.limitedPerSecond, shed: requests?.shedPerSecond, failed: requests?.failedPerSecond,
-            p50: positive(requests?.latency?.p50Ms), p95: positive(requests?.latency?.p95Ms), p99: positive(requests?.latency?.p99Ms),
-            issued: issuing?.reduce((sum, each) => sum + each, 0), paid: snapshot.orders?.PAID, lag: snapshot.projection?.lagSeconds,
-        });
-        this.#addCampaigns(at, snapshot.campaigns ?? []);
+        this.#append(at, values);
     }
 
-    #push(at, values) {
-        this.at.push(at);
-        for (const field of FIELDS) this[field].push(values[field] ?? null);
-        while (this.at[0] < at - WINDOW_S) {
+    /// Adds points of the past where the page has none.
+    merge(points) {
+        const own = this.at.map((at, place) => ({ at, ...Object.fromEntries(FIELDS.map((field) => [field, this[field][place]])) }))
+            .filter(({ perSecond, paid }) => perSecond !== null || paid !== null);
+        const near = new Set(own.filter(({ perSecond }) => perSecond !== null).flatMap(({ at }) => Array.from({ length: 2 * NEAR_S + 1 }, (_, n) => at + n - NEAR_S)));
+        const all = [...own, ...points.filter(({ at }) => !near.has(at))].sort((a, b) => a.at - b.at);
+        this.at = [];
+        for (const field of FIELDS) this[field] = [];
+        for (const { at, ...values } of all) this.#append(at, values);
+    }
+
+    #append(at, values) {
+        const last = this.at.at(-1);
+        if (last !== undefined && at <= last) return;
+        if (last !== undefined && at - last > GAP_S) this.#push(last + 1, {});
+        this.#push(at, values);
+    }
+
+    /// Drops what is older than the window before this second.
+    drop(now) {
+        while (this.at[0] < now - WINDOW_S) {
             this.at.shift();
             for (const field of FIELDS) this[field].shift();
         }
     }
 
-    #addCampaigns(at, campaigns) {
+    #push(at, values) {
+        this.at.push(at);
+        for (const field of FIELDS) this[field].push(values[field] ?? null);
+        this.drop(at);
+    }
+
+    addCampaigns(at, campaigns) {
         for (const { couponId, remainingQuantity } of campaigns) {
             if (!this.left.has(couponId)) this.left.set(couponId, []);
             this.left.get(couponId).push([at, remainingQuantity]);
@@ -94,7 +125,64 @@ class History {
     }
 }
 
+/// The history of all instances together.
 export const history = new History();
+/// The instances of the last fifteen minutes by key, each with its own history.
+const instances = new Map();
+/// The history that the charts show.
+let shown = history;
+
+/// The key of an instance. Those of earlier versions have no id.
+export const instanceKey = ({ instanceId, name, startedAt }) => instanceId || `${name} ${startedAt}`;
+
+function instanceOf(it) {
+    const key = instanceKey(it);
+    if (!instances.has(key)) instances.set(key, { instanceId: it.instanceId, name: it.name, version: it.version, startedAt: it.startedAt, history: new History() });
+    return instances.get(key);
+}
+
+/// Adds a snapshot to the histories.
+export function addSnapshot(snapshot) {
+    const at = Math.round(snapshot.at / 1000);
+    const issuing = snapshot.campaigns?.map((campaign) => campaign.issuesPerSecond ?? 0);
+    history.add(at, {
+        ...requestValues(snapshot.requests),
+        issued: issuing?.reduce((sum, each) => sum + each, 0), paid: snapshot.orders?.PAID, lag: snapshot.projection?.lagSeconds,
+    });
+    history.addCampaigns(at, snapshot.campaigns ?? []);
+    for (const it of snapshot.instances ?? []) instanceOf(it).history.add(at, requestValues(it.requests));
+    for (const [key, instance] of instances) {
+        instance.history.drop(at);
+        if (instance.history.at.length === 0) instances.delete(key);
+    }
+}
+
+/// Adds the last fifteen minutes, as the service sends them when the page connects.
+export function addPast(past) {
+    history.merge(pointsOf(past.all));
+    for (const it of past.instances) instanceOf(it).history.merge(pointsOf(it.requests));
+}
+
+/// The instances of the last fifteen minutes that are not among these: each with the second of its last requests.
+export function endedInstances(running) {
+    const keys = new Set(running.map(instanceKey));
+    return [...instances].filter(([key]) => !keys.has(key)).map(([, instance]) => ({ ...instance, endedAt: instance.history.at.at(-1) }));
+}
+
+/// Makes the charts show one instance alone; without a key, all.
+export function showInstance(key) {
+    shown = instances.get(key)?.history ?? history;
+}
+
+/// Clears every history, also in the tab.
+export function forgetHistories() {
+    history.forget();
+    instances.clear();
+    shown = history;
+}
+
+/// The second of the last snapshot.
+const latest = () => history.at.at(-1) ?? 0;
 
 const max = (values) => values.reduce((high, value) => (value !== null && value > high ? value : high), 0);
 
@@ -164,11 +252,11 @@ class Chart {
             legend: { show: false },
             cursor: { points: { size: em * 0.5 }, drag: { x: false, y: false }, y: false },
             scales: {
-                x: { time: true, range: () => { const now = history.at.at(-1) ?? 0; return [now - WINDOW_S, now]; } },
+                x: { time: true, range: () => { const now = latest(); return [now - WINDOW_S, now]; } },
                 y: this.#scale,
             },
             axes: [
-                { ...axis, grid: { show: false }, size: em * 1.5, gap: em * 0.25, incrs: [60], values: (_, at) => at.map((second) => clock(second * 1000).slice(0, 5)) },
+                { ...axis, grid: { show: false }, size: em * 1.5, gap: em * 0.25, incrs: [60, 120, 300], values: (_, at) => at.map((second) => clock(second * 1000).slice(0, 5)) },
                 { ...axis, size: em * 3.25, gap: em * 0.4, space: em * 1.75, ...(this.#scale === LOGARITHMIC ? { splits: powersOfTen, filter: (_, splits) => splits } : {}), values: (_, values) => values.map((value) => this.#mark(value)) },
             ],
             series: [
@@ -183,14 +271,13 @@ class Chart {
     }
 
     #data() {
-        return [history.at, ...this.#fields.map((field) => history[field])];
+        return [shown.at, ...this.#fields.map((field) => shown[field])];
     }
 
     // The values under the cursor; without a cursor, the current ones.
     #values() {
         for (const field of this.#fields) {
-            const column = history[field];
-            updateText(this.#keys.get(field).value, this.#format(this.#at === null ? column.at(-1) : column[this.#at]));
+            updateText(this.#keys.get(field).value, this.#format(this.#at === null ? now(field) : shown[field][this.#at]));
         }
     }
 
@@ -213,7 +300,8 @@ const powersOfTen = (_, __, low, high) => {
     return Array.from({ length: to - from + 1 }, (_, place) => 10 ** (from + place));
 };
 
-const now = (field) => history[field].at(-1);
+/// The current value; null of an instance that has ended.
+const now = (field) => (shown.at.at(-1) >= latest() - GAP_S ? shown[field].at(-1) : null);
 let charts = [];
 
 export function createCharts(requestsBox, latencyBox) {
@@ -223,8 +311,8 @@ export function createCharts(requestsBox, latencyBox) {
             mark: short,
             fill: 'answered',
             scale: { range: (_, __, high) => [0, Math.max(5, high * 1.1)] },
-            describe: () => history.at.length === 0 ? t('chart.requests.none') : t('chart.requests', {
-                answered: rate(now('answered')), refused: rate(now('refused')), failed: rate(now('failed')), most: rate(max(history.perSecond)),
+            describe: () => shown.at.length === 0 ? t('chart.requests.none') : t('chart.requests', {
+                answered: rate(now('answered')), refused: rate(now('refused')), failed: rate(now('failed')), most: rate(max(shown.perSecond)),
             }),
         }),
         new Chart(latencyBox, ['p50', 'p95', 'p99'], {
@@ -233,8 +321,8 @@ export function createCharts(requestsBox, latencyBox) {
             fill: 'p50',
             // Logarithmic: one slow second leaves the other values readable.
             scale: LOGARITHMIC,
-            describe: () => history.at.length === 0 ? t('chart.latency.none') : t('chart.latency', {
-                p50: ms(now('p50')), p95: ms(now('p95')), p99: ms(now('p99')), most: ms(max(history.p99)),
+            describe: () => shown.at.length === 0 ? t('chart.latency.none') : t('chart.latency', {
+                p50: ms(now('p50')), p95: ms(now('p95')), p99: ms(now('p99')), most: ms(max(shown.p99)),
             }),
         }),
     ];

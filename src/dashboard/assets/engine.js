@@ -1,8 +1,8 @@
 // The panels of the engine: requests, orders, projection, Redis, health, audit.
 
 import { updateAttribute, byId, updateList, h, icon, part, updateText } from './dom.js';
-import { bytes, counted, duration, instant, moment, ms, number, rate, refusal, share, t } from './i18n.js';
-import { history, trace } from './charts.js';
+import { bytes, clock, counted, duration, instant, moment, ms, number, rate, refusal, share, t } from './i18n.js';
+import { endedInstances, history, instanceKey, showInstance, trace } from './charts.js';
 import { present } from './sale.js';
 
 // --- key figures --------------------------------------------------------------------------------------
@@ -36,7 +36,9 @@ const breakable = (path) => path.split(/(?<=\/)/).flatMap((piece) => [piece, h('
 /// The key of the instance whose requests are shown; empty: all instances together.
 let selected = '';
 
-const instanceKey = ({ name, startedAt }) => `${name} ${startedAt}`;
+/// What an instance that has ended does now.
+const NOTHING = { refusals: [], routes: [] };
+
 const instanceNames = ({ name, version, startedAt }, at) => t('instances.one', { name, version, since: moment(startedAt, at) });
 
 /// Calls `redraw` when another instance is selected.
@@ -49,25 +51,35 @@ export function bindInstances(redraw) {
 
 /// Draws the instances. Returns the requests of the selected one, or of all.
 function instances(snapshot) {
-    const all = snapshot.instances ?? [];
-    const several = all.length > 1;
-    byId('instances').hidden = !several;
-    byId('instance').parentElement.hidden = !several;
+    const running = snapshot.instances ?? [];
+    const choices = snapshot.instances === null ? [] : [...running, ...endedInstances(running)];
+    byId('instances').hidden = running.length < 2;
+    byId('instance').parentElement.hidden = choices.length < 2;
     byId('instances-unknown').hidden = snapshot.instances !== null;
-    const chosen = several ? all.find((it) => instanceKey(it) === selected) : undefined;
+    updateText(byId('history-unknown'), snapshot.historyUnavailable ? t('history.unknown', { why: snapshot.historyUnavailable }) : '');
+    const chosen = choices.length > 1 ? choices.find((it) => instanceKey(it) === selected) : undefined;
     if (!chosen) selected = '';
-    updateList(byId('instance'), [null, ...all], (it) => (it ? instanceKey(it) : ''),
-        (it) => h('option', { value: it ? instanceKey(it) : '' }),
-        (row, it) => updateText(row, it ? it.name : t('instances.all', { n: all.length })));
+    showInstance(selected);
+    byId('instance').parentElement.classList.toggle('is-chosen', selected !== '');
+    const option = (it) => {
+        if (!it) return t('instances.all', { n: running.length });
+        return it.endedAt === undefined ? it.name : t('instances.ended', { name: it.name, at: clock(it.endedAt * 1000) });
+    };
+    updateList(byId('instance'), [null, ...choices], (it) => (it ? instanceKey(it) : ''),
+        (it) => h('option', { value: it ? instanceKey(it) : '', 'data-instance': it?.name ?? '' }),
+        (row, it) => updateText(row, option(it)));
     if (byId('instance').value !== selected) byId('instance').value = selected;
-    updateList(byId('instances').querySelector('tbody'), all, instanceKey,
+    updateText(byId('routes-instance'), chosen ? chosen.name : '');
+    updateText(byId('instance-ended'), chosen && chosen.endedAt !== undefined ? t('instances.ended.lead', { at: clock(chosen.endedAt * 1000) }) : '');
+    updateList(byId('instances').querySelector('tbody'), running, instanceKey,
         () => h('tr', { 'data-instance': '' }, h('th', { scope: 'row', 'data-part': 'name' }), ...figures()),
         (row, it) => {
             updateAttribute(row, 'data-instance', it.name);
             updateText(part(row, 'name'), instanceNames(it, snapshot.at));
             updateFigures(row, it.requests, it.requests?.latency);
         });
-    return chosen ? chosen.requests : snapshot.requests;
+    if (!chosen) return snapshot.requests;
+    return chosen.endedAt === undefined ? chosen.requests : NOTHING;
 }
 
 const figures = () => ['rate', 'refused', 'failed', 'p50', 'p95', 'p99'].map((name) => h('td', { class: name === 'p50' || name === 'p95' ? 'number spare' : 'number', 'data-part': name }));

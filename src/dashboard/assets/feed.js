@@ -6,7 +6,7 @@ import { session } from './api.js';
 const SNAPSHOT_TIMEOUT_MS = 8_000;
 const MAX_PAUSE_MS = 5_000;
 
-/// Calls `onSnapshot(snapshot)` once a second, `onState('connecting' | 'live' | 'lost')` on every change, and `onExpired()` when the
+/// Calls `onHistory(past)` after each connection, as soon as the past is known, `onSnapshot(snapshot)` once a second, `onState('connecting' | 'live' | 'lost')` on every change, and `onExpired()` when the
 /// session has ended.
 export class Feed {
     #source = null;
@@ -39,14 +39,8 @@ export class Feed {
         const source = new EventSource('/ops/feed');
         this.#source = source;
         this.#watch();
-        source.addEventListener('snapshot', (event) => {
-            if (source !== this.#source) return;
-            let snapshot;
-            try {
-                snapshot = JSON.parse(event.data);
-            } catch {
-                return;
-            }
+        this.#on(source, 'history', (past) => this.#handlers.onHistory(past));
+        this.#on(source, 'snapshot', (snapshot) => {
             this.#pause = 500;
             this.#watch();
             this.#handlers.onState('live');
@@ -54,6 +48,19 @@ export class Feed {
         });
         source.addEventListener('error', () => {
             if (source === this.#source) this.#lost();
+        });
+    }
+
+    #on(source, name, handle) {
+        source.addEventListener(name, (event) => {
+            if (source !== this.#source) return;
+            let data;
+            try {
+                data = JSON.parse(event.data);
+            } catch {
+                return;
+            }
+            handle(data);
         });
     }
 

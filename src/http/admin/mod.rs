@@ -13,6 +13,7 @@ mod payments;
 mod products;
 mod projection;
 mod recoveries;
+mod requests;
 mod sales;
 mod timeline;
 mod users;
@@ -94,6 +95,7 @@ pub fn routes() -> OpenApiRouter<AdminState> {
         .merge(payments::router())
         .merge(projection::router())
         .merge(recoveries::router())
+        .merge(requests::router())
         .merge(dead_letters::router())
         .merge(withheld::router())
         .merge(audit::router())

@@ -31,7 +31,7 @@ use self::worker::Worker;
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
 
 /// Buckets of the duration of a request, in seconds: from a refusal without a store to a timeout.
-const REQUEST_SECONDS: &[f64] = &[
+pub const REQUEST_SECONDS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25,
     0.5, 1.0, 2.5, 5.0, 10.0,
 ];

@@ -49,6 +49,8 @@ workers! {
     RedisWatch = "redis_watch",
     /// Reports the requests of this process to the others.
     RequestReports = "request_reports",
+    /// Writes samples of the requests of this process, for the last fifteen minutes of every dashboard.
+    RequestSamples = "request_samples",
     /// Asks the Sentinels for the primary.
     Sentinels = "sentinels",
     /// Sends events to webhooks.

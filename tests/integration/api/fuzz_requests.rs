@@ -349,6 +349,7 @@ const LISTINGS: &[(&str, &[(&str, i64, i64)])] = &[
     ("/admin/v1/operator-log", &[("page", 0, 10_000), ("size", 1, 100), ("operator", 0, -1)]),
     ("/admin/v1/dead-letters", &[("page", 0, 10_000), ("size", 1, 100)]),
     ("/admin/v1/recoveries", &[("page", 0, 10_000), ("size", 1, 100)]),
+    ("/admin/v1/requests", &[("instanceId", 0, -1)]),
     ("/admin/v1/sales", &[("from", 0, -1), ("until", 0, -1)]),
     ("/admin/v1/products/1/buyers", &[("page", 0, 10_000), ("size", 1, 100)]),
     (

@@ -8,10 +8,10 @@ use firstcome::dev::ScratchDir;
 use super::{clients::Market, history::Random, mutations::trade, number, options::Options, shop::Shop};
 use crate::support::files::{append_only_log, copy_dir};
 
-/// Keys whose loss or change no promise is about, by the part after the partition: idempotency records in Redis's keys, the words and leases
-/// of processes, the outbox, whose entries PostgreSQL has, the sequences of ids, which are audited to be above the ids in use, and counts
+/// Keys whose loss or change no promise is about, by the part after the partition: idempotency records in Redis's keys, the words, leases
+/// and requests of processes, the outbox, whose entries PostgreSQL has, the sequences of ids, which are audited to be above the ids in use, and counts
 /// of which only the changes matter.
-const UNAUDITED: [&str; 6] = ["idem:", "instances", "serving", "outbox", "ids", "freed"];
+const UNAUDITED: [&str; 7] = ["idem:", "instances", "serving", "requests", "outbox", "ids", "freed"];
 
 #[tokio::test]
 async fn flipped_byte_of_disk_refused_or_named_by_audit() {

@@ -7,6 +7,7 @@ mod dashboard_instances;
 mod event_documents;
 mod metrics;
 mod operator_log;
+mod request_history;
 mod roles;
 mod runbook;
 mod sessions;

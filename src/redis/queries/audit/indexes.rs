@@ -30,6 +30,8 @@ pub struct FixedKeys {
     pub leases: Vec<(String, Option<ServingLease>)>,
     /// Whether the leases have members and do not expire.
     pub leases_stay: bool,
+    /// Whether there are samples of requests that do not expire.
+    pub samples_stay: bool,
     /// The last id of each sequence.
     pub ids: HashFields,
     /// The server's time.
@@ -73,16 +75,20 @@ impl Store {
         for hash in [keys.meta(), keys.instances(), keys.serving(), keys.ids()] {
             read.cmd("HGETALL").arg(hash);
         }
-        read.cmd("PTTL").arg(keys.serving());
+        for expiring in [keys.serving(), keys.requests()] {
+            read.cmd("PTTL").arg(expiring);
+        }
         read.cmd("TIME");
         type Hash = HashMap<LossyText, LossyText>;
-        type Fixed = (HashFields, Hash, Hash, HashFields, i64, (i64, i64));
-        let (meta, words, leases, ids, ttl, (seconds, microseconds)): Fixed = self.pipe_unchecked(here, &read).await?;
+        type Fixed = (HashFields, Hash, Hash, HashFields, i64, i64, (i64, i64));
+        let (meta, words, leases, ids, ttl, samples_ttl, (seconds, microseconds)): Fixed =
+            self.pipe_unchecked(here, &read).await?;
         let word = |(process, word): (LossyText, LossyText)| (process.0, roll_call::unpack_exactly(&word.0));
         let lease = |(process, lease): (LossyText, LossyText)| (process.0, serde_json::from_str(&lease.0).ok());
         Ok(FixedKeys {
             meta,
             leases_stay: !leases.is_empty() && ttl < 0,
+            samples_stay: samples_ttl == -1,
             words: words.into_iter().map(word).collect(),
             leases: leases.into_iter().map(lease).collect(),
             ids,
@@ -248,6 +254,7 @@ pub fn sort_keys(page: &[String], partitions: u16) -> BTreeMap<u16, Scanned> {
             KeyKind::Meta
             | KeyKind::Instances
             | KeyKind::Serving
+            | KeyKind::Requests
             | KeyKind::Outbox
             | KeyKind::Ids
             | KeyKind::Campaigns

@@ -56,6 +56,7 @@ async fn request_refused_when_path_or_method_unknown() {
         ("/admin/v1/dead-letters", "GET,HEAD"),
         ("/admin/v1/dead-letters/retry", "POST"),
         ("/admin/v1/recoveries", "GET,HEAD"),
+        ("/admin/v1/requests", "GET,HEAD"),
         ("/admin/v1/orders", "GET,HEAD"),
         ("/admin/v1/projection", "GET,HEAD"),
         ("/admin/v1/events", "GET,HEAD"),

@@ -19,6 +19,7 @@ const OURS: &[(&str, &str)] = &[
     ("get", "/admin/v1/payments/stuck"),
     ("get", "/admin/v1/projection"),
     ("get", "/admin/v1/recoveries"),
+    ("get", "/admin/v1/requests"),
     ("get", "/admin/v1/sales"),
     ("get", "/admin/v1/products/{productId}"),
     ("get", "/admin/v1/products/{productId}/buyers"),

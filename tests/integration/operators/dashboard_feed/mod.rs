@@ -27,6 +27,9 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 /// More snapshots than any condition takes, on any machine.
 const MAX_SNAPSHOTS: usize = 300;
 
+/// The start of the event with the last fifteen minutes.
+const HISTORY: &str = "event: history\ndata: ";
+
 /// The cookie of a new session.
 async fn sign_in(base: &str) -> String {
     let reply = harness::read(client().post(format!("{base}/ops/session")).json(&json!({"token": ADMIN}))).await;
@@ -67,10 +70,34 @@ impl Watch {
         }
     }
 
+    /// The history, which precedes the first snapshot after it is known; none if it is not known yet.
+    pub async fn history(&mut self) -> Option<Value> {
+        assert_eq!(self.block().await.unwrap(), "retry: 1000\n\n");
+        let block = self.block().await.unwrap();
+        let history = block.strip_prefix(HISTORY).map(|text| serde_json::from_str(text).unwrap());
+        if history.is_none() {
+            assert!(block.starts_with("event: snapshot\n"), "{block}");
+        }
+        history
+    }
+
+    /// The history, on a stream that began without it.
+    pub async fn late_history(&mut self) -> Value {
+        loop {
+            let block = self.block().await.unwrap();
+            if let Some(text) = block.strip_prefix(HISTORY) {
+                return serde_json::from_str(text).unwrap();
+            }
+        }
+    }
+
     /// The text of the next snapshot.
     async fn text(&mut self) -> Option<String> {
         loop {
             let block = self.block().await?;
+            if block.starts_with(HISTORY) {
+                continue;
+            }
             if let Some(event) = block.strip_prefix("event: snapshot\ndata: ") {
                 return Some(event.trim_end().to_owned());
             }
@@ -78,7 +105,7 @@ impl Watch {
         }
     }
 
-    async fn next(&mut self) -> Option<Value> {
+    pub async fn next(&mut self) -> Option<Value> {
         Some(serde_json::from_str(&self.text().await?).unwrap())
     }
 

@@ -30,14 +30,15 @@ async fn first_snapshot_immediate_and_complete() {
     assert_eq!(watch.block().await.unwrap(), "retry: 1000\n\n");
     let first = watch.next().await.unwrap();
     let parts = "at zone instance health rankings campaigns products orders stuckPayments requests projection redis partitions \
-                 recoveries audit watchers instances";
+                 recoveries audit watchers instances historyUnavailable";
     fields(&first, parts);
     assert_eq!(first["zone"], "Asia/Seoul");
     assert_eq!(first["watchers"], 1);
     assert_eq!(first["audit"], json!({"last": null, "running": false, "progress": null}));
-    fields(&first["instance"], "name version startedAt");
+    fields(&first["instance"], "instanceId name version startedAt");
+    assert_eq!(first["historyUnavailable"], "");
     let alone = watch.until("that there are no others", |snapshot| snapshot["instances"].is_array()).await;
-    fields(&alone["instances"][0], "name version startedAt requests");
+    fields(&alone["instances"][0], "instanceId name version startedAt requests");
     assert_eq!(
         (alone["instances"].as_array().unwrap().len(), &alone["instances"][0]["name"]),
         (1, &first["instance"]["name"])

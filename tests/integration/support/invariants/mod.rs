@@ -78,8 +78,9 @@ async fn keys(redis: &mut MultiplexedConnection) -> BTreeSet<String> {
 /// Every key with its whole value, as text: to tell that nothing changed.
 pub async fn snapshot(redis: &mut MultiplexedConnection) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
-    // The words of the processes change with every check.
-    for key in keys(redis).await.into_iter().filter(|key| !key.ends_with("}:instances")) {
+    // The words of the processes change with every check, the samples of their requests every five seconds.
+    let of_processes = |key: &String| key.ends_with("}:instances") || key.ends_with("}:requests");
+    for key in keys(redis).await.into_iter().filter(|key| !of_processes(key)) {
         let kind: String = get(redis, "TYPE", &[&key]).await;
         let value = match kind.as_str() {
             // It expired after it was listed.
@@ -144,8 +145,8 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             })
         };
         match parts.as_slice() {
-            // Of processes that served while PostgreSQL was away.
-            ["serving"] => {}
+            // Of processes: what they say while PostgreSQL is away, and their requests.
+            ["serving"] | ["requests"] => {}
             ["meta"] => {
                 let meta: Hash = get(redis, "HGETALL", &[&key]).await;
                 all.seqs.insert(partition, (id(&meta["epoch"]), id(&meta["seq"])));
