@@ -157,6 +157,7 @@ class Instances(unittest.TestCase):
             page.find(the_other).click()
             page.until(lambda: page.text("#instance-ended") != "", "the dead one can be chosen")
             self.assertGreater(at_most(), 0.5, chart())
+            self.assertEqual(set(page.each("#traffic .legend b", lambda value: value.text)), {"–"})
             page.find("#traffic").screenshot(str(Path(os.environ["TEST_WEB_SHOTS"], "instance-ended.png")))
             page.find(own).click()
             page.until(lambda: page.text("#instance-ended") == "", "this one runs")

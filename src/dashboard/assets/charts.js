@@ -129,8 +129,9 @@ class History {
 export const history = new History();
 /// The instances of the last fifteen minutes by key, each with its own history.
 const instances = new Map();
-/// The history that the charts show.
+/// The history that the charts show, and whether it goes on.
 let shown = history;
+let goesOn = true;
 
 /// The key of an instance. Those of earlier versions have no id.
 export const instanceKey = ({ instanceId, name, startedAt }) => instanceId || `${name} ${startedAt}`;
@@ -169,16 +170,17 @@ export function endedInstances(running) {
     return [...instances].filter(([key]) => !keys.has(key)).map(([, instance]) => ({ ...instance, endedAt: instance.history.at.at(-1) }));
 }
 
-/// Makes the charts show one instance alone; without a key, all.
-export function showInstance(key) {
+/// Makes the charts show one instance alone, which may have ended; without a key, all.
+export function showInstance(key, ended = false) {
     shown = instances.get(key)?.history ?? history;
+    goesOn = !ended;
 }
 
 /// Clears every history, also in the tab.
 export function forgetHistories() {
     history.forget();
     instances.clear();
-    shown = history;
+    showInstance('');
 }
 
 /// The second of the last snapshot.
@@ -301,7 +303,7 @@ const powersOfTen = (_, __, low, high) => {
 };
 
 /// The current value; null of an instance that has ended.
-const now = (field) => (shown.at.at(-1) >= latest() - GAP_S ? shown[field].at(-1) : null);
+const now = (field) => (goesOn ? shown[field].at(-1) : null);
 let charts = [];
 
 export function createCharts(requestsBox, latencyBox) {

@@ -59,7 +59,7 @@ function instances(snapshot) {
     updateText(byId('history-unknown'), snapshot.historyUnavailable ? t('history.unknown', { why: snapshot.historyUnavailable }) : '');
     const chosen = choices.length > 1 ? choices.find((it) => instanceKey(it) === selected) : undefined;
     if (!chosen) selected = '';
-    showInstance(selected);
+    showInstance(selected, chosen?.endedAt !== undefined);
     byId('instance').parentElement.classList.toggle('is-chosen', selected !== '');
     const option = (it) => {
         if (!it) return t('instances.all', { n: running.length });
