@@ -11,7 +11,11 @@ use serde_json::{Value, json};
 
 use crate::{
     process::binary::{ADMIN, Running, Servers, get, post, run},
-    support::{files::copy_dir, harness::until},
+    support::{
+        fake_issuer::{CLIENT_SECRET, FakeIssuer, parameters},
+        files::copy_dir,
+        harness::until,
+    },
 };
 
 const PAGE: &str = include_str!("../../../docs/operations.md");
@@ -266,6 +270,24 @@ async fn operator_tokens(operator: &mut Operator, servers: &Servers) {
     theirs.stop().await;
 }
 
+/// The settings of the company's identity provider.
+async fn company_account(operator: &mut Operator, servers: &Servers) {
+    let issuer = FakeIssuer::start().await;
+    let settings = operator.printed("Signing in with the company's account", "export OPS_OIDC_ISSUER");
+    let settings = settings
+        .replace("https://id.shop.example/realms/shop", &issuer.url)
+        .replace("SECRET=...", &format!("SECRET={CLIENT_SECRET}"));
+    let settings = operator.run(&format!("{settings}\nenv | grep ^OPS_")).await.success();
+    let variables: Vec<_> = settings.lines().filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(variables.len(), 4, "{settings}");
+    let mut theirs = servers.start_with(&["serve"], &variables, "accounts");
+    let begin = format!("{}/ops/oidc", theirs.base().await);
+    let began = operator.run(&format!("curl -s -o /dev/null -w '%{{redirect_url}}' {begin}")).await.success();
+    assert!(began.starts_with(&format!("{}/authorize?", issuer.url)), "{began}");
+    assert!(parameters(&began)["redirect_uri"].starts_with("https://"), "{began}");
+    theirs.stop().await;
+}
+
 /// Applies a dead letter after its cause is removed, and discards another one.
 async fn dead_letters(operator: &mut Operator, servers: &Servers, base: &str, users: &[i64]) {
     let section = "Dead letters";
@@ -367,6 +389,7 @@ async fn operations_page_commands_run_as_printed() {
 
     healthy_deployment(&mut operator, &base).await;
     operator_tokens(&mut operator, &servers).await;
+    company_account(&mut operator, &servers).await;
     // Users without an order, with a balance of 1,000.
     dead_letters(&mut operator, &servers, &base, &users[1..3]).await;
 
