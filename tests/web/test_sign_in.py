@@ -150,6 +150,11 @@ class CompanyAccount(SignedOut):
         self.page.click("button[type=submit]")
         self.page.until(lambda: urllib.parse.urlsplit(driver.current_url)[:3] == ("http", f"127.0.0.1:{shop.port}", "/ops"), "the browser is back")
 
+    def cookies(self):
+        """The cookies of the service by name and path. (The provider has the same host, and cookies of its own.)"""
+        every = driver.execute_cdp_cmd("Network.getAllCookies", {})["cookies"]
+        return {(it["name"], it["path"]): it for it in every if it["name"].startswith("firstcome")}
+
     def log(self):
         return shop.log.read_text(errors="replace")
 
@@ -164,8 +169,7 @@ class CompanyAccount(SignedOut):
         self.page.until(lambda: driver.current_url.endswith("/ops#sales") and self.page.all("dialog[open] .sale-chart"), "the page returns to where it was")
         self.page.close_dialogs()
         self.assertEqual(self.offered(), {"operator"})
-        session = driver.execute_cdp_cmd("Network.getAllCookies", {})["cookies"]
-        ours = {(it["name"], it["path"]): it for it in session if it["name"].startswith("firstcome")}
+        ours = self.cookies()
         self.assertEqual(set(ours), {("firstcome_ops", "/ops"), ("firstcome_ops", "/admin")})
         self.assertTrue(all(it["httpOnly"] and it["sameSite"] == "Strict" for it in ours.values()))
         # A write of the page, on record under the account.
@@ -187,7 +191,7 @@ class CompanyAccount(SignedOut):
         self.page.click("#sign-in-language")
         self.assertEqual(self.page.text("#sign-in-error"), "이 계정에는 운영자 역할이 없습니다. 관리자에게 요청해 주세요.")
         self.page.click("#sign-in-language")
-        self.assertEqual(driver.execute_cdp_cmd("Network.getCookies", {"urls": [f"{shop.base}/ops", f"{shop.base}/admin/v1"]})["cookies"], [])
+        self.assertEqual(self.cookies(), {})
         self.assertIn("gives lee@shop.example no role: its claim roles names none of viewer, operator, admin", self.log())
 
     def test_a_url_that_comes_back_again_is_refused(self):

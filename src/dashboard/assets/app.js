@@ -304,9 +304,8 @@ function signIn(again) {
         body.classList.add('signed-out');
     }
     updateText(byId('sign-in-lead'), t(again ? 'signIn.again' : 'signIn.lead'));
-    updateText(byId('sign-in-error'), '');
-    signingIn = true;
     updateText(byId('sign-in-error'), refusalText());
+    signingIn = true;
     dialog.showModal();
     byId('token').focus();
     showWays();
@@ -375,6 +374,7 @@ async function begin() {
                 returnToAddress.restore();
                 signedIn(current);
                 if (refused !== null) announce(refusalText());
+                refused = null;
             }
             return;
         } catch {
