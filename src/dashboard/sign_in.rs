@@ -1,6 +1,7 @@
 //! Signing in with the company's account: the browser goes to the identity provider and comes back.
 //!
-//! Whatever happens, the browser ends at the page, which has a sentence for each reason. The log has the details.
+//! Whatever happens, the browser ends at the page, which has a sentence for each reason. The log has the details. (A client that is
+//! refused too often is answered 429, and is not in the log.)
 
 use std::net::IpAddr;
 
@@ -25,6 +26,7 @@ use crate::{
         request_id::RequestId,
     },
     oidc::{AuthorizationReply, CALLBACK_PATH},
+    telemetry::metrics,
 };
 
 /// The routes. They belong to the page and are not in the API's document.
@@ -56,7 +58,7 @@ async fn begin(
     let sign_in = dashboard.sessions.provider().ok_or(Code::NotFound)?;
     Ok(match sign_in.begin(request.headers(), request.uri()).await {
         Ok((url, cookie)) => redirect(url.as_str(), [cookie]),
-        Err(refused) => back(sign_in, &refused.into(), client),
+        Err(refused) => back(sign_in, &refused.into(), client)?,
     })
 }
 
@@ -71,9 +73,10 @@ async fn complete(
     let completed = sign_in.complete(request.headers(), request.uri(), &state, reply, client).await;
     let operator = match completed {
         Ok(operator) => operator,
-        Err(refused) => return Ok(back(sign_in, &refused, client)),
+        Err(refused) => return back(sign_in, &refused, client),
     };
     let (session, cookie) = sessions.sign_in_account(operator)?;
+    metrics::ACCOUNT_SIGN_INS.with_label_values(&["signed_in"]).inc();
     let request_id = RequestId::of(request.extensions());
     recorder.record(&session.operator, &format!("GET {CALLBACK_PATH}"), StatusCode::SEE_OTHER.as_u16(), request_id);
     let cookies = session_cookies(&sessions, &cookie);
@@ -94,15 +97,17 @@ fn parameters(query: &str) -> (String, AuthorizationReply) {
 }
 
 /// Sends the browser to the page, which says why it is not signed in.
-fn back(sign_in: &ProviderSignIn, refused: &NotSignedIn, client: IpAddr) -> Response {
+fn back(sign_in: &ProviderSignIn, refused: &NotSignedIn, client: IpAddr) -> Result<Response, ApiError> {
     let reason = refused.reason();
+    metrics::ACCOUNT_SIGN_INS.with_label_values(&[reason]).inc();
+    sign_in.admit_refused(client)?;
     match refused {
         NotSignedIn::Refused(error) => {
             tracing::warn!(reason, %client, %error, "a sign-in with a company's account is refused")
         }
         NotSignedIn::Limited => tracing::warn!(reason, %client, "a sign-in with a company's account is not judged"),
     }
-    redirect(&format!("/ops#sign-in-{reason}"), [sign_in.set_cookie("", 0)])
+    Ok(redirect(&format!("/ops#sign-in-{reason}"), [sign_in.set_cookie("", 0)]))
 }
 
 fn redirect(to: &str, cookies: impl IntoIterator<Item = HeaderValue>) -> Response {
@@ -120,6 +125,37 @@ fn redirect(to: &str, cookies: impl IntoIterator<Item = HeaderValue>) -> Respons
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{oidc::SignInError, telemetry::metrics::state::Observed};
+
+    #[test]
+    fn refusal_has_sentence_metric_and_row() {
+        let text = || "x".to_owned();
+        let errors = [
+            SignInError::State,
+            SignInError::Denied(text()),
+            SignInError::Unavailable(text()),
+            SignInError::Code(text()),
+            SignInError::Token("x"),
+            SignInError::Issuer,
+            SignInError::Audience,
+            SignInError::Expired("x"),
+            SignInError::Nonce,
+            SignInError::Role(text(), text()),
+            SignInError::Name(text()),
+        ];
+        let exported = metrics::text(&Observed::default()).unwrap();
+        let runbook = include_str!("../../docs/operations.md");
+        for refused in errors.into_iter().map(NotSignedIn::Refused).chain([NotSignedIn::Limited]) {
+            let reason = refused.reason();
+            let sentence = format!("    'signIn.refused.{reason}': '");
+            let sentences = include_str!("assets/messages.js").matches(&sentence).count();
+            assert_eq!(sentences, 2, "{reason}: Korean and English");
+            let metric = format!("firstcome_account_sign_ins_total{{outcome=\"{reason}\"}} ");
+            assert!(exported.contains(&metric), "{metric}");
+            let mut rows = runbook.lines().filter(|line| line.starts_with("| `"));
+            assert!(rows.any(|row| row.contains(&format!("`{reason}`"))), "{reason}");
+        }
+    }
 
     #[test]
     fn parameter_counts_for_nothing_when_repeated() {

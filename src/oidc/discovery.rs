@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The time limit of a read: metadata and keys.
-const READ_TIMEOUT: Duration = Duration::from_secs(4);
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a read is current.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 /// The minimum time between two reads because of an unknown key.

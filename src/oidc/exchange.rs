@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::{IdentityProvider, Proofs, SignInError, discovery::Discovered, error_code};
 
 /// The time limit of the exchange.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(4);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximum size of a reply.
 const MAX_REPLY_BYTES: usize = 256 * 1024;
 

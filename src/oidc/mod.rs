@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail, ensure};
 use oauth2::{ClientId, ClientSecret, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope};
 use reqwest::Url;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use self::{discovery::ProviderDiscovery, exchange::BoundedClient, id_token::IdTokens};
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
 pub const CALLBACK_PATH: &str = "/ops/oidc/callback";
 /// The characters of a client secret, at least: operators hold cookies that it seals, and could guess a shorter one.
 const MIN_SECRET_LEN: usize = 16;
+
+/// The most sign-ins that wait for the provider. While it is slow, they must not use up the operators' requests in flight.
+const MAX_WAITING: usize = 32;
 
 /// Why a sign-in is refused. The text is for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +114,7 @@ pub struct IdentityProvider {
     discovery: ProviderDiscovery,
     id_tokens: IdTokens,
     http: BoundedClient,
+    waiting: Semaphore,
 }
 
 impl IdentityProvider {
@@ -147,7 +152,14 @@ impl IdentityProvider {
             discovery: ProviderDiscovery::new(issuer, http.clone(), clock.clone())?,
             id_tokens: IdTokens::new(issuer, id, config, clock),
             http: BoundedClient(http),
+            waiting: Semaphore::new(MAX_WAITING),
         })))
+    }
+
+    /// The right to wait for the provider.
+    fn wait(&self) -> Result<SemaphorePermit<'_>, SignInError> {
+        let full = || SignInError::Unavailable(format!("{MAX_WAITING} sign-ins already wait for it"));
+        self.waiting.try_acquire().map_err(|_| full())
     }
 
     /// The URL to which the provider sends the browser back; `own` is this service, as the browser calls it.
@@ -165,6 +177,7 @@ impl IdentityProvider {
     /// # Errors
     /// The provider can't be asked for its endpoints.
     pub async fn authorization_url(&self, redirect: &Url, proofs: &Proofs) -> Result<Url, SignInError> {
+        let _waiting = self.wait()?;
         let provider = self.discovery.current(None).await?;
         let client = exchange::client(self, &provider).set_redirect_uri(RedirectUrl::from_url(redirect.clone()));
         let verifier = PkceCodeVerifier::new(proofs.verifier.clone());
@@ -195,6 +208,7 @@ impl IdentityProvider {
             return Err(SignInError::Denied(error_code(&error)));
         }
         let code = code.ok_or_else(|| SignInError::Denied("neither a code nor an error".to_owned()))?;
+        let _waiting = self.wait()?;
         let provider = self.discovery.current(None).await?;
         if provider.names_issuer && issuer.is_none() {
             return Err(SignInError::Issuer);
@@ -280,6 +294,25 @@ mod tests {
         let config = OidcConfig { ops_oidc_redirect_url: Some(fixed.to_owned()), ..config() };
         let provider = IdentityProvider::new(&config, Clock::system()).unwrap().unwrap();
         assert_eq!(provider.redirect_url(Some(&own)).unwrap().as_str(), fixed);
+    }
+
+    #[tokio::test]
+    async fn sign_in_refused_when_too_many_wait() {
+        let provider = IdentityProvider::new(&config(), Clock::system()).unwrap().unwrap();
+        let waiting: Vec<_> = (0..MAX_WAITING).map(|_| provider.wait().unwrap()).collect();
+        let (redirect, proof) = (Url::parse("https://ops.example/ops/oidc/callback").unwrap(), String::new);
+        let proofs = Proofs { state: proof(), nonce: proof(), verifier: "v".repeat(43) };
+        let begun = provider.authorization_url(&redirect, &proofs).await.map(|_| ());
+        let reply = AuthorizationReply { code: Some("code".to_owned()), ..AuthorizationReply::default() };
+        let ended = provider.identify(reply, &redirect, &proofs).await.map(|_| ());
+        for refused in [begun, ended] {
+            assert_eq!(
+                refused.unwrap_err().to_string(),
+                "the identity provider can't be asked: 32 sign-ins already wait for it"
+            );
+        }
+        drop(waiting);
+        assert!(provider.wait().is_ok());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use subtle::ConstantTimeEq;
 
 use super::{operator::Operator, spent::SpentIds};
 use crate::{
-    http::limits::Limits,
+    http::{error::ApiError, limits::Limits},
     model::{Clock, Millis},
     oidc::{AuthorizationReply, CALLBACK_PATH, IdentityProvider, Proofs, SignInError},
 };
@@ -117,6 +117,14 @@ impl ProviderSignIn {
         let identity = self.provider.identify(reply, &redirect, &proofs).await;
         let identity = identity.inspect_err(|_| self.limits.charge_guess(client))?;
         Ok(Operator::of_provider(&identity.name, identity.role))
+    }
+
+    /// Takes a token for a refused sign-in, which costs what any unauthenticated request costs.
+    ///
+    /// # Errors
+    /// 429: the client has no token left.
+    pub fn admit_refused(&self, client: IpAddr) -> Result<(), ApiError> {
+        self.limits.admit_unauthenticated(client)
     }
 
     /// The proofs of the sign-in that this browser began with this state. None of a sign-in that is over, or was taken before.

@@ -160,6 +160,8 @@ metrics! {
         "Failed steps of the projector: unavailable (a store), timeout (of PostgreSQL), superseded (by another projector), newer_version (the next event requires one), gap (decisions are lost).";
     PROJECTION_REWINDS: IntCounter = "firstcome_projection_rewinds_total" ()
         "Times that a partition's position in PostgreSQL went back, after a failover to a standby that lacked the last commits or a restore: the outbox is projected again from there.";
+    ACCOUNT_SIGN_INS: IntCounterVec = "firstcome_account_sign_ins_total" ("outcome")
+        "Sign-ins at /ops with a company's account: signed_in, or the reason of the refusal.";
     OPERATOR_LOG_DROPPED: IntCounter = "firstcome_operator_log_dropped_total" ()
         "Actions of operators that the operator log lacks: PostgreSQL was unavailable for too long.";
     DEAD_LETTERS_FILED: IntCounter = "firstcome_dead_letters_filed_total" ()
@@ -202,7 +204,24 @@ static KNOWN: &[(&LazyLock<IntCounterVec>, &[&str])] = &[
     (&EXPIRED, &["order", "payment"]),
     (&SWEEP_FAILURES, &["order", "payment"]),
     (&STOCK_TRANSFERS, &["allotted", "returned"]),
+    (&ACCOUNT_SIGN_INS, ACCOUNT_SIGN_IN_OUTCOMES),
     (&WORKER_PANICS, Worker::LABELS),
+];
+
+static ACCOUNT_SIGN_IN_OUTCOMES: &[&str] = &[
+    "audience",
+    "code",
+    "denied",
+    "expired",
+    "issuer",
+    "name",
+    "nonce",
+    "role",
+    "signed_in",
+    "slow",
+    "state",
+    "token",
+    "unavailable",
 ];
 
 /// A metric that is created from a name, labels and, for a histogram, buckets.

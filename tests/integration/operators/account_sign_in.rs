@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::get,
-    fake_issuer::{CLIENT_ID, CLIENT_SECRET, FakeIssuer, parameters},
+    fake_issuer::{CLIENT_ID, CLIENT_SECRET, FakeIssuer, Fault, parameters},
     harness::{ADMIN, Options, Reply, TestApp, read},
 };
 
@@ -367,6 +367,56 @@ async fn provider_asked_again_after_outage_and_new_key() {
         let state = parameters(&url)["state"].clone();
         refused(&browser.back_with(&[("state", &state), ("error", error), ("iss", &issuer.url)]).await, "denied");
     }
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn provider_reply_refused_when_late_large_or_unreadable() {
+    let issuer = FakeIssuer::start().await;
+    let test = TestApp::with(options(&issuer)).await;
+    let mut browser = Browser::new(&test);
+    // One that hangs costs the time limit.
+    for (path, faults) in [
+        ("/openid-configuration", &[Fault::Floods, Fault::Redirects, Fault::Stammers, Fault::Hangs][..]),
+        ("/keys", &[Fault::Floods, Fault::Redirects, Fault::Stammers]),
+    ] {
+        for fault in faults {
+            issuer.set_fault(Some((path, *fault)));
+            refused(&browser.go("/ops/oidc").await, "unavailable");
+            test.clock.advance(1_000);
+        }
+    }
+    for fault in [Fault::Floods, Fault::Redirects, Fault::Stammers, Fault::Hangs] {
+        issuer.set_fault(None);
+        let url = browser.begin().await;
+        let code = issuer.code(&url, test.clock.now().0, &json!({}));
+        issuer.set_fault(Some(("/token", fault)));
+        refused(&browser.back(&url, &code).await, "unavailable");
+    }
+    issuer.set_fault(None);
+    session_cookie(&browser.sign_in(&issuer, json!({})).await);
+    test.finish().await;
+}
+
+/// A flood of refused sign-ins is answered without a line of the log for each.
+#[tokio::test]
+async fn sign_in_limited_when_refused_in_a_flood() {
+    let issuer = FakeIssuer::start().await;
+    let limits = LimitsConfig {
+        rate_limit_client_per_second: 1,
+        rate_limit_client_burst: 3,
+        rate_limit_keys: 10,
+        ..LimitsConfig::off()
+    };
+    let test = TestApp::with(Options { limits, ..options(&issuer) }).await;
+    let browser = Browser::new(&test);
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&429) {
+        statuses.push(browser.go("/ops/oidc/callback?code=a&state=b").await.status.as_u16());
+        assert!(statuses.len() < 10_000);
+    }
+    assert!(statuses.len() > 3 && statuses[..3] == [303; 3], "{statuses:?}");
+    assert_eq!(issuer.requests(), 0);
     test.finish().await;
 }
 

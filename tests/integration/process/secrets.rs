@@ -28,6 +28,7 @@ const URLS: &[(&str, &[&str])] = &[
 const TOKENS: &[&str] = &[
     "ADMIN_TOKEN",
     "ADMIN_TOKENS",
+    "OPS_OIDC_CLIENT_SECRET",
     "METRICS_TOKEN",
     "PAYMENT_GATEWAY_TOKEN",
     "AUTH_JWT_SECRET",

@@ -11,8 +11,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, header::AUTHORIZATION},
+    extract::{Request, State},
+    http::{
+        HeaderMap, StatusCode,
+        header::{AUTHORIZATION, CONTENT_TYPE, LOCATION},
+    },
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -32,6 +36,19 @@ use tokio::net::TcpListener;
 pub const CLIENT_ID: &str = "firstcome-ops";
 pub const CLIENT_SECRET: &str = "a-client-secret-for-tests";
 
+/// How the provider misbehaves.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Fault {
+    /// Never answers.
+    Hangs,
+    /// Leads elsewhere.
+    Redirects,
+    /// Answers more than anybody reads.
+    Floods,
+    /// Answers what is no JSON.
+    Stammers,
+}
+
 /// The provider. It ends with the test.
 #[derive(Clone)]
 pub struct FakeIssuer {
@@ -48,6 +65,8 @@ struct IssuerState {
     issued: u32,
     /// Answers 500 to everything.
     down: bool,
+    /// The fault at this path.
+    fault: Option<(&'static str, Fault)>,
     requests: u32,
 }
 
@@ -98,6 +117,7 @@ impl FakeIssuer {
             codes: HashMap::new(),
             issued: 0,
             down: false,
+            fault: None,
             requests: 0,
         };
         let issuer = FakeIssuer { url, state: Arc::new(Mutex::new(state)) };
@@ -105,7 +125,8 @@ impl FakeIssuer {
             .route("/realms/shop/.well-known/openid-configuration", get(metadata))
             .route("/realms/shop/keys", get(keys))
             .route("/realms/shop/token", post(token))
-            .with_state(issuer.clone());
+            .with_state(issuer.clone())
+            .layer(from_fn_with_state(issuer.clone(), misbehave));
         tokio::spawn(async move { axum::serve(listener, router).await });
         issuer
     }
@@ -121,6 +142,11 @@ impl FakeIssuer {
 
     pub fn set_down(&self, down: bool) {
         self.state().down = down;
+    }
+
+    /// Misbehaves at the path that ends so.
+    pub fn set_fault(&self, fault: Option<(&'static str, Fault)>) {
+        self.state().fault = fault;
     }
 
     /// Replaces fields of the metadata.
@@ -169,6 +195,18 @@ impl FakeIssuer {
         let mut state = self.state();
         state.requests += 1;
         if state.down { None } else { Some(state) }
+    }
+}
+
+async fn misbehave(State(issuer): State<FakeIssuer>, request: Request, next: Next) -> Response {
+    let fault = issuer.state().fault.filter(|(path, _)| request.uri().path().ends_with(path));
+    let json = [(CONTENT_TYPE, "application/json")];
+    match fault {
+        None => next.run(request).await,
+        Some((_, Fault::Hangs)) => std::future::pending().await,
+        Some((_, Fault::Redirects)) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, "/elsewhere")]).into_response(),
+        Some((_, Fault::Floods)) => (json, format!("{{\"x\": \"{}\"}}", "x".repeat(256 * 1024))).into_response(),
+        Some((_, Fault::Stammers)) => (json, "{\"access_token\": \"an-access-token").into_response(),
     }
 }
 

@@ -9,6 +9,7 @@ fn with_secrets(command: &mut Command) -> &mut Command {
         "DATABASE_URL",
         "ADMIN_TOKEN",
         "ADMIN_TOKENS",
+        "OPS_OIDC_CLIENT_SECRET",
         "METRICS_TOKEN",
         "PAYMENT_GATEWAY_CARD_URL",
         "PAYMENT_GATEWAY_KAKAO_PAY_URL",
