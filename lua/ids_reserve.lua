@@ -8,7 +8,8 @@
 --      4 ids     hash    sequence name -> last id reserved
 -- ARGV 1 now (ms) in tests, else ''  2 fingerprint or ''  3 life of a record (ms)  4 request id  5 sequence name  6 number of ids
 --      7 '1' to start a sequence that does not exist, '0' to refuse it
--- Returns {'RESERVED', epoch, seq, first id} under a key, else {'ALLOCATED', first id}
+-- Returns {'RESERVED', epoch, seq, first id, '1': the creation under these ids has a record, too} under a key
+--      or {'ALLOCATED', first id}
 --      or {'REPLAYED', ...the former} | KEY_REUSED | NO_SEQUENCE | PARTITION_CLOSED
 -- Emits ids_reserved (under a key only)
 --@include lists
@@ -25,7 +26,7 @@ if prior then return prior end
 local last = redis.call('HGET', ids, sequence)
 if not last and ARGV[7] == '0' then return { 'NO_SEQUENCE' } end
 last = tonumber(last or 0) + count
-local reply = { 'RESERVED', epoch, seq, last - count + 1 }
+local reply = { 'RESERVED', epoch, seq, last - count + 1, '1' }
 ---- checks above, writes below -------------------------------------------------------------------------------------
 if fingerprint ~= '' then
   redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'ids_reserved', 'epoch', epoch, 'seq', seq, 'at', now,

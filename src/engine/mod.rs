@@ -13,6 +13,7 @@ mod backoff;
 mod balances;
 mod catalog;
 mod coupons;
+mod creations;
 pub mod dashboard;
 mod durability;
 mod events;

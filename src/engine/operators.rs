@@ -1,19 +1,12 @@
-//! The operators' operations: create users, products and campaigns, restock, list orders, read the projection's status.
+//! The operators' operations: restock, move windows, release what is withheld, list orders, read the projection's status.
 //!
-//! A creation has two steps: reserve the id under the idempotency key, if there is one, so that a repeat gets the same id;
-//! then create the resource, unless it exists. A repeat therefore completes an interrupted creation, and creates nothing
-//! twice.
+//! See [`creations`](super::creations) for new users, products and campaigns.
 
 use futures_util::future::try_join_all;
 
 use super::*;
-use crate::{
-    model::Partition,
-    redis::commands::{NumberedPrice, ReleasePreparation, ReturnedUnits, UserBatch},
-};
+use crate::redis::commands::{NumberedPrice, ReleasePreparation, ReturnedUnits};
 
-/// The number of users that one script creates: some hundred microseconds of Redis's time.
-pub(super) const USERS_BATCH: i64 = 250;
 /// The maximum number of products, and of campaigns, with withheld units or coupons that one request lists or releases.
 const MAX_WITHHELD: u64 = 1000;
 /// The number of attempts to change a product whose category changes concurrently.
@@ -24,79 +17,6 @@ pub(super) const CLOSING_GRACE_MS: i64 = 60_000;
 const RELEASE_ATTEMPTS: usize = 5;
 
 impl Engine {
-    /// Creates a user.
-    ///
-    /// # Errors
-    /// Those of every write.
-    pub async fn create_user(&self, call: &Call, new: NewUser) -> Outcome<Balance> {
-        let work = async {
-            let reserved = self.store.ids_reserve(call, "user", 1).await?;
-            let user_id = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
-            let NewUser { name, balance } = new;
-            let batch = UserBatch { first: user_id, step: 1, count: 1, name, prefixed: false, balance };
-            self.store.users_create(call, self.store.owner(user_id.get()), &batch).await?;
-            Ok(reserved.map(|_| Balance { user_id, user_name: batch.name, balance }))
-        };
-        self.with_claimed_key(call, Partition(0), work).await
-    }
-
-    /// Creates users with consecutive ids, in batches.
-    ///
-    /// # Errors
-    /// Those of every write. Users created before the error stay; a repeat under the same idempotency key creates the rest.
-    pub async fn create_users(&self, call: &Call, new: NewUsers) -> Outcome<CreatedUsers> {
-        let work = async {
-            let reserved = self.store.ids_reserve(call, "user", new.count).await?;
-            let first = UserId::new(reserved.value).ok_or_else(ids_used_up)?;
-            let step = i64::from(self.store.partitions());
-            let end = first.get() + new.count;
-            for offset in 0..step.min(new.count) {
-                let mut next = first.get() + offset;
-                let owner: Partition = self.store.owner(next);
-                while next < end {
-                    let left = (end - next + step - 1) / step;
-                    let batch = UserBatch {
-                        first: UserId::new(next).ok_or_else(ids_used_up)?,
-                        step,
-                        count: left.min(USERS_BATCH),
-                        name: new.prefix.clone(),
-                        prefixed: true,
-                        balance: new.balance,
-                    };
-                    self.store.users_create(call, owner, &batch).await?;
-                    next += batch.count * step;
-                }
-            }
-            Ok(reserved.map(|_| CreatedUsers { first, count: new.count }))
-        };
-        self.with_claimed_key(call, Partition(0), work).await
-    }
-
-    /// Creates a product.
-    ///
-    /// # Errors
-    /// Those of every write; [`Error::InvalidRequest`] if the products of its group have another limit.
-    pub async fn create_product(&self, call: &Call, new: NewProduct) -> Outcome<Product> {
-        let work = async {
-            if new.terms.limit_group.is_some() {
-                // Check the key before the group: it may belong to another request.
-                self.store.check_key(call, Partition(0)).await?;
-                self.join_group(&new.terms).await?;
-            }
-            let reserved = self.store.ids_reserve(call, "product", 1).await?;
-            let product_id = ProductId::new(reserved.value).ok_or_else(ids_used_up)?;
-            self.store.product_create(&call.without_key(), product_id, &new).await?;
-            if self.store.partitions() > 1 && new.terms != SaleTerms::default() {
-                self.store.price_spread(product_id, NumberedPrice::first(new.price, new.terms)).await?;
-            }
-            let NewProduct { name, price, stock, category, terms } = new;
-            let (category, read_at) =
-                (category.as_str().to_owned(), self.store.now(self.store.owner(product_id.get())));
-            Ok(reserved.map(|_| Product { product_id, name, price, stock, category, terms, read_at }))
-        };
-        self.with_claimed_key(call, Partition(0), work).await
-    }
-
     /// Changes a product.
     ///
     /// # Errors
@@ -169,37 +89,6 @@ impl Engine {
             true => Ok(()),
             false => Err(Error::InvalidRequest("the products of the group have another limit per user")),
         }
-    }
-
-    /// Creates a campaign.
-    ///
-    /// # Errors
-    /// Those of every write; [`Error::InvalidRequest`] if the window, with the defaults of its omitted ends, is empty.
-    pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
-        // Only for the check below: the store's clock sets the beginning of a campaign that opens at once.
-        let opens_at = new.opens_at.unwrap_or(self.clock.now());
-        let closes_at = new.closes_at.unwrap_or(new.expires_at);
-        // Not for a repeat, which may come after the end of the window.
-        let before = self.store.ids_reserved_before(call).await?;
-        if before.is_none() && (opens_at >= closes_at || closes_at > new.expires_at) {
-            return Err(Error::InvalidRequest("the campaign's window is empty"));
-        }
-        let reserved = match before {
-            Some(first) => Reply { value: first, replayed: true },
-            None => self.with_claimed_key(call, Partition(0), self.store.ids_reserve(call, "coupon", 1)).await?,
-        };
-        let coupon_id = CouponId::new(reserved.value).ok_or_else(ids_used_up)?;
-        let requested = new.opens_at;
-        let NewCampaign { code, discount, conditions, total, expires_at, .. } = new;
-        let terms = CampaignTerms { coupon_id, code, discount, conditions, total, opens_at, closes_at, expires_at };
-        // A repeat gets the first reply, also after coupons were issued or the window was moved. One field may differ: for an
-        // omitted beginning the first reply had the time of the request, and a repeat has the current beginning of the window.
-        let opens_at = match (self.store.campaign_create(&call.without_key(), &terms, requested).await?, requested) {
-            (Some(Reply { value: opens_at, .. }), _) | (None, Some(opens_at)) => opens_at,
-            (None, None) => self.campaign(coupon_id).await?.terms.opens_at,
-        };
-        let terms = CampaignTerms { opens_at, ..terms };
-        Ok(reserved.map(|_| Campaign { terms, issued: 0, withheld: 0 }))
     }
 
     /// Moves a campaign's window. Issued coupons stay issued. For a moment after the campaign is closed, other processes may
@@ -369,8 +258,4 @@ impl Engine {
     pub async fn recoveries(&self, page: i64, size: i64) -> Result<Page<Recovery>, Error> {
         postgres::recoveries::page(&self.db, page, size).await
     }
-}
-
-fn ids_used_up() -> Error {
-    Error::Internal(anyhow::anyhow!("ids are used up"))
 }

@@ -46,8 +46,7 @@ impl Engine {
         let (order_id, amount) = (placed.order_id, placed.final_price);
         // The order is recorded under the request's key, and its payment under another one: a repeat finds what was done, and does
         // the rest.
-        let key = call.key.as_ref().map(|key| key.of_step("payment"));
-        let call = Call { key, ..call.clone() };
+        let call = call.of_step("payment");
         let paid = self.pay_order(&call, NewPayment { order_id, user_id, payment_type, amount }, None).await;
         let payment = match paid {
             Ok(Reply { value: Payment { payment_id, receipt, .. }, replayed }) => {

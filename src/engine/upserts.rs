@@ -2,14 +2,16 @@
 //!
 //! And users that are forgotten, which stay so whatever is brought in later.
 //!
-//! First the sequence of new ids skips the id; then one script creates the record, or changes it. A repeat changes nothing.
+//! First the sequence of new ids skips the id; then one script creates the record, or changes it. A repeat changes nothing. A
+//! creation that has reserved the id before, and finds the record, takes another id: see [`creations`](super::creations).
 
 use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
 
 use super::{
-    operators::{CLOSING_GRACE_MS, UPDATE_ATTEMPTS, USERS_BATCH},
+    creations::{USERS_BATCH, new_campaign},
+    operators::{CLOSING_GRACE_MS, UPDATE_ATTEMPTS},
     *,
 };
 use crate::redis::{
@@ -114,7 +116,8 @@ impl Engine {
         self.with_claimed_key(call, owner, work).await
     }
 
-    fn new_product(&self, product_id: ProductId, new: &NewProduct) -> Product {
+    /// A new product as its creation shows it.
+    pub(super) fn new_product(&self, product_id: ProductId, new: &NewProduct) -> Product {
         let NewProduct { name, price, stock, category, terms } = new.clone();
         let read_at = self.store.now(self.store.owner(product_id.get()));
         Product { product_id, name, price, stock, category: category.as_str().to_owned(), terms, read_at }
@@ -297,13 +300,6 @@ fn moved_window(has: &CampaignTerms, new: &NewCampaign) -> Result<Option<Campaig
     let opens_at = new.opens_at.filter(|at| *at != has.opens_at);
     let closes_at = new.closes_at.filter(|at| *at != has.closes_at);
     Ok((opens_at.is_some() || closes_at.is_some()).then_some(CampaignPatch { opens_at, closes_at }))
-}
-
-fn new_campaign(coupon_id: CouponId, new: &NewCampaign, opens_at: Millis) -> Campaign {
-    let NewCampaign { code, discount, conditions, total, closes_at, expires_at, .. } = new.clone();
-    let closes_at = closes_at.unwrap_or(expires_at);
-    let terms = CampaignTerms { coupon_id, code, discount, conditions, total, opens_at, closes_at, expires_at };
-    Campaign { terms, issued: 0, withheld: 0 }
 }
 
 fn moved_campaign(coupon_id: CouponId, new: &NewCampaign, moved: Moved) -> Campaign {

@@ -27,6 +27,18 @@ impl Call {
         Call { key: None, ..self.clone() }
     }
 
+    /// The call of the step that creates a record, under a key of its own in the partition of the record.
+    #[must_use]
+    pub fn of_creation(&self, id: i64) -> Self {
+        Call { key: self.key.as_ref().map(|key| key.of_creation(id)), ..self.clone() }
+    }
+
+    /// The call of a further step of the request, under a key of its own.
+    #[must_use]
+    pub fn of_step(&self, step: &str) -> Self {
+        Call { key: self.key.as_ref().map(|key| key.of_step(step)), ..self.clone() }
+    }
+
     /// A call of this process itself: no reply waits for its decisions.
     pub fn new(request_id: impl Into<String>, key: Option<IdempotencyKey>) -> Self {
         Call { request_id: request_id.into(), key, acknowledged: AcknowledgedPositions::default() }
@@ -104,7 +116,7 @@ impl AcknowledgedPositions {
 /// An `Idempotency-Key`, bound to its request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey {
-    /// The name of the record: the owner (a user's id, or "op"), "-", and the first 128 bits of the key's SHA-256 in hex.
+    /// The name of the record: the owner (a user's id, a created record's, or "op"), "-", and the first 128 bits of the key's SHA-256 in hex.
     pub digest: String,
     /// The first 128 bits, in hex, of the SHA-256 of method, path and decoded body. A repeat must match it.
     pub fingerprint: String,
@@ -126,6 +138,12 @@ impl IdempotencyKey {
             KeyOwner::Operator(name) => format!("op-{}", digest(format!("{name}\n{key}").as_bytes())),
         };
         IdempotencyKey { digest: digest_of, fingerprint: digest(request) }
+    }
+
+    /// The key of the step that creates the record with this id. Its own partition is that of the record: what decides needs no claim.
+    fn of_creation(&self, id: i64) -> Self {
+        let digest = format!("{id}-{}", digest(format!("{}\ncreate", self.digest).as_bytes()));
+        IdempotencyKey { digest, fingerprint: self.fingerprint.clone() }
     }
 
     /// The key of a request's second step, which repeats of the request find under its own record.

@@ -44,7 +44,7 @@ impl Store {
     /// # Errors
     /// The [shared refusals](super#shared-refusals).
     pub async fn users_create(&self, call: &Call, owner: Partition, batch: &UserBatch) -> Result<Created, Error> {
-        let mut invocation = self.begin_unrecorded(call, &script::USERS_CREATE, owner);
+        let mut invocation = self.begin(call, &script::USERS_CREATE, owner);
         invocation
             .arg(batch.balance)
             .arg(batch.first.get())

@@ -12,6 +12,7 @@ use crate::{
         keys::Keys,
         reply_code::ReplyCode,
         script::{self, Invocation},
+        script_reply::ScriptReply,
     },
 };
 
@@ -55,12 +56,27 @@ pub struct SequenceSplit {
     pub began: bool,
 }
 
+/// Consecutive ids that are for new records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedIds {
+    pub first: i64,
+    /// Whether a creation under these ids leaves a record of its own. One of an earlier version does not.
+    pub creation_is_recorded: bool,
+}
+
+impl ReservedIds {
+    fn of(reply: &ScriptReply) -> Result<Self, Error> {
+        let creation_is_recorded = reply.code == ReplyCode::Allocated || reply.get::<String>(1).is_ok();
+        Ok(ReservedIds { first: reply.get(0)?, creation_is_recorded })
+    }
+}
+
 impl Store {
-    /// `ids_reserve.lua`: the first of `count` consecutive ids, and whether they were reserved before under this key.
+    /// `ids_reserve.lua`: `count` consecutive ids, and whether they were reserved before under this key.
     ///
     /// # Errors
     /// The [shared refusals](super#shared-refusals).
-    pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<i64>, Error> {
+    pub async fn ids_reserve(&self, call: &Call, sequence: &str, count: i64) -> Result<Reply<ReservedIds>, Error> {
         self.reserve(call, Partition(0), (sequence, true), count).await
     }
 
@@ -72,7 +88,7 @@ impl Store {
         let name = sequence.name(self.partitions());
         // Where no other partition could have given the same ids before, the sequence begins by itself.
         let begins = self.partitions() == 1;
-        self.reserve(&Call::default(), here, (name, begins), count).await.map(|reserved| reserved.value)
+        self.reserve(&Call::default(), here, (name, begins), count).await.map(|reserved| reserved.value.first)
     }
 
     async fn reserve(
@@ -81,12 +97,12 @@ impl Store {
         here: Partition,
         (sequence, begins): (&str, bool),
         count: i64,
-    ) -> Result<Reply<i64>, Error> {
+    ) -> Result<Reply<ReservedIds>, Error> {
         let mut invocation = self.begin(call, &script::IDS_RESERVE, here);
         invocation.key(Keys(here).ids()).arg(sequence).arg(count).arg(i64::from(begins));
         let reply = self.decide(call, here, &invocation).await?;
         match reply.code {
-            ReplyCode::Reserved | ReplyCode::Allocated => Ok(reply.with(reply.get(0)?)),
+            ReplyCode::Reserved | ReplyCode::Allocated => Ok(reply.with(ReservedIds::of(&reply)?)),
             ReplyCode::NoSequence => {
                 self.shared.lacks_sequences.store(true, Ordering::Relaxed);
                 Err(Error::unavailable(format!("partition {} has no sequence of ids yet", here.0)))
@@ -95,13 +111,13 @@ impl Store {
         }
     }
 
-    /// The first of the ids that an earlier `ids_reserve.lua` reserved under this idempotency key, if there are any.
+    /// The ids that an earlier `ids_reserve.lua` reserved under this idempotency key, if there are any.
     ///
     /// # Errors
     /// The [shared refusals](super#shared-refusals).
-    pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<i64>, Error> {
+    pub async fn ids_reserved_before(&self, call: &Call) -> Result<Option<ReservedIds>, Error> {
         match self.recorded(call, Partition(0), &script::IDS_RESERVE).await? {
-            Some(reply) if reply.code == ReplyCode::Reserved => reply.get(0).map(Some),
+            Some(reply) if reply.code == ReplyCode::Reserved => ReservedIds::of(&reply).map(Some),
             Some(reply) => Err(reply.unexpected()),
             None => Ok(None),
         }

@@ -263,7 +263,7 @@ async fn half_created(shop: &TwoPartitions, stock: i64, terms: SaleTerms) -> Pro
     let store = &shop.test.store;
     let mut id = 0;
     while id % 2 == 0 {
-        id = store.ids_reserve(&call(None), "product", 1).await.unwrap().value;
+        id = store.ids_reserve(&call(None), "product", 1).await.unwrap().value.first;
     }
     let product = ProductId::new(id).unwrap();
     let new = NewProduct { name: "A".into(), price: 10, stock, category: "TOP".parse().unwrap(), terms };

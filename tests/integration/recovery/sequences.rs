@@ -112,7 +112,7 @@ async fn forget_own_sequences(test: &TestApp, partitions: std::ops::Range<u16>) 
 
 /// An order in each partition, placed by a process of an earlier version.
 async fn place_by_earlier_version(test: &TestApp, buyers: &[(UserId, ProductId)]) -> Vec<i64> {
-    let number = test.store.ids_reserve(&Call::default(), "order", 1_000).await.unwrap().value;
+    let number = test.store.ids_reserve(&Call::default(), "order", 1_000).await.unwrap().value.first;
     let mut placed = Vec::new();
     for (user, product) in buyers {
         let id = number * i64::from(PARTITIONS) + user.get() % i64::from(PARTITIONS);

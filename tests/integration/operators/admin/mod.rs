@@ -3,6 +3,7 @@
 mod catalog;
 mod forgetting;
 mod orders;
+mod reserved_ids;
 mod sales;
 mod status;
 mod terms;

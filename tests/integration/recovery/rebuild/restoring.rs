@@ -78,12 +78,12 @@ async fn rebuild_restores_state_of_postgres() {
 async fn rebuild_keeps_reserved_ids() {
     let test = TestApp::with(ack_postgres()).await;
     let call = harness::call(Some(("bulk", "request")));
-    let first = test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value;
+    let first = test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value.first;
     projected(&test).await;
     test.flush_redis().await;
     rebuilt(&test, rebuild::RebuildOptions::default()).await;
     ready(&test).await;
     assert_eq!(test.user(0).await, first + 1_000);
-    assert_eq!(test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value, first);
+    assert_eq!(test.store.ids_reserve(&call, "user", 1_000).await.unwrap().value.first, first);
     test.finish().await;
 }

@@ -22,7 +22,7 @@ impl Bench {
 
     pub fn users_create(&self, first: i64, count: i64, balance: i64) -> Raw {
         let keys = self.keys(first);
-        let mut raw = self.begin_unrecorded(&script::USERS_CREATE, keys);
+        let mut raw = self.begin(&script::USERS_CREATE, keys);
         raw.args.extend(strings([&balance, &first, &self.partitions, &"1", &"u"]));
         for id in (0..count).map(|n| first + n * self.partitions) {
             raw.keys.push(keys.user(UserId::new(id).unwrap()));

@@ -7,10 +7,13 @@ async fn creation_scripts_match_headers() {
     let mut bench = Bench::start(1).await;
     let users = bench.users_create(5, 3, 250);
     bench.needs_open_partition(&users).await;
-    let (_, event) = bench.decides("CREATED", &users).await;
+    bench.needs_its_own_key(&users, true).await;
+    let (_, event) = bench.decides_once("CREATED", &users).await;
     let Body::UsersCreated { first, step, count, balance, name, prefixed } = &event.body else { panic!("{event:?}") };
     assert_eq!((first.get(), *step, *count, *balance, name.as_str(), *prefixed), (5, 1, 3, 250, "u", true));
     bench.leaves_all("ALREADY_EXISTS", &users).await;
+    // None if one exists, whichever it is.
+    bench.leaves_all("ALREADY_EXISTS", &bench.users_create(3, 3, 0)).await;
     // A balance of 0 has no entry.
     let poor = bench.users_create(8, 1, 0);
     bench.decides("CREATED", &poor).await;
