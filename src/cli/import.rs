@@ -2,9 +2,10 @@
 //!
 //! Works on the stores through the engine, as a server does, and not over HTTP: the same scripts decide, one at a time in each
 //! partition, so that servers beside it see each record wholly or not at all, and sell meanwhile. It carries its decisions to
-//! PostgreSQL itself, and ends when PostgreSQL has them.
+//! PostgreSQL itself, and ends when PostgreSQL has them. The operator log has its beginning and its end.
 
 mod columns;
+mod log;
 mod rejected;
 mod rows;
 mod source;
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    log::{ImportCounts, ImportRecorder},
     rejected::Rejections,
     rows::{Row, RowKind},
     source::{FileFormat, Source},
@@ -86,37 +88,6 @@ struct CheckedRow {
     row: Result<Row, String>,
 }
 
-/// How many rows had which outcome.
-#[derive(Default)]
-struct ImportCounts {
-    created: u64,
-    changed: u64,
-    unchanged: u64,
-    rejected: u64,
-}
-
-impl ImportCounts {
-    fn add(&mut self, outcome: PutOutcome) {
-        match outcome {
-            PutOutcome::Created => self.created += 1,
-            PutOutcome::Changed => self.changed += 1,
-            PutOutcome::Unchanged => self.unchanged += 1,
-        }
-    }
-
-    fn all(&self) -> u64 {
-        self.created + self.changed + self.unchanged + self.rejected
-    }
-}
-
-impl std::fmt::Display for ImportCounts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [all, created, changed, unchanged, rejected] =
-            [self.all(), self.created, self.changed, self.unchanged, self.rejected].map(HumanCount);
-        write!(f, "{all} rows: {created} created, {changed} changed, {unchanged} unchanged, {rejected} rejected")
-    }
-}
-
 pub(super) async fn run(options: ImportArgs) -> anyhow::Result<ExitCode> {
     let stop = stop_signal()?;
     let app = App::open(&options.engine, &ProjectorConfig::default(), Clock::system()).await?.until(stop);
@@ -124,15 +95,25 @@ pub(super) async fn run(options: ImportArgs) -> anyhow::Result<ExitCode> {
         app.project();
         app.watch(true);
     }
+    let log = (!options.dry_run).then(|| app.operator_log.clone());
+    let (clock, file) = (app.engine.clock().clone(), options.file.to_string_lossy());
+    let mut recorder = ImportRecorder::new(log, clock, options.kind, &file);
+    let mut counts = ImportCounts::default();
     // Boxed: the future is large.
-    let imported = Box::pin(import(&options, &app)).await;
+    let imported = Box::pin(import(&options, &app, &mut recorder, &mut counts)).await;
+    recorder.end(&counts, &imported, app.stopping.is_cancelled());
     let projected = app.stop((!options.dry_run).then_some(DRAIN_TIMEOUT)).await;
-    let counts = imported?;
+    imported?;
     anyhow::ensure!(projected, "PostgreSQL does not have every row yet: a running service carries the rest to it");
     Ok(status(counts.rejected == 0))
 }
 
-async fn import(options: &ImportArgs, app: &App) -> anyhow::Result<ImportCounts> {
+async fn import(
+    options: &ImportArgs,
+    app: &App,
+    recorder: &mut ImportRecorder,
+    counts: &mut ImportCounts,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     let read = Arc::new(AtomicU64::new(0));
     let progress = ImportProgress::new(size_of(&options.file), read.clone());
@@ -142,12 +123,14 @@ async fn import(options: &ImportArgs, app: &App) -> anyhow::Result<ImportCounts>
         let (reader, stopping) = (Reading::new(options, app.engine.zone(), read), app.stopping.clone());
         tokio::task::spawn_blocking(move || reader.run(opened, &checked, &stopping))
     };
-    let mut counts = ImportCounts::default();
     if let Ok(header) = header.await {
+        recorder.begin();
+        let step =
+            ImportStep { engine: &app.engine, call: Call::new(&recorder.request_id, None), dry_run: options.dry_run };
+        let step = &step;
         let mut rejections = Rejections::new(rejected_path(options), format_of(options), header)?;
-        let engine = &app.engine;
         let ahead = stream::poll_fn(|context| chunks.poll_recv(context))
-            .map(async |chunk: Vec<CheckedRow>| put(engine, chunk, options.dry_run).await)
+            .map(async |chunk: Vec<CheckedRow>| step.put(chunk).await)
             .buffered(CHUNKS_AT_ONCE);
         let mut ahead = std::pin::pin!(ahead);
         while let Some(chunk) = ahead.next().await {
@@ -160,7 +143,7 @@ async fn import(options: &ImportArgs, app: &App) -> anyhow::Result<ImportCounts>
                     }
                 }
             }
-            progress.show(&counts);
+            progress.show(counts);
         }
         progress.end();
         let would = if options.dry_run { "This would happen: " } else { "" };
@@ -171,7 +154,7 @@ async fn import(options: &ImportArgs, app: &App) -> anyhow::Result<ImportCounts>
     }
     reading.await??;
     anyhow::ensure!(!app.stopping.is_cancelled(), "stopped: run it again, it goes on where it was");
-    Ok(counts)
+    Ok(())
 }
 
 /// The reading of a file, on a thread of its own.
@@ -234,68 +217,70 @@ impl Reading {
 type RowOutcome = (u64, Vec<String>, Result<PutOutcome, String>);
 
 /// Brings the rows of a step in, or says what would happen.
-async fn put(engine: &Engine, chunk: Vec<CheckedRow>, dry_run: bool) -> anyhow::Result<Vec<RowOutcome>> {
-    let (mut users, mut others, mut done) = (Vec::new(), Vec::new(), Vec::with_capacity(chunk.len()));
-    let mut of_users = Vec::new();
-    for CheckedRow { line, cells, row } in chunk {
-        match row {
-            Ok(Row::User(id, new)) => {
-                users.push((id, new));
-                of_users.push((line, cells));
-            }
-            Ok(other) => others.push((line, cells, other)),
-            Err(reason) => done.push((line, cells, Err(reason))),
-        }
-    }
-    let outcomes = put_users(engine, &users, dry_run).await?;
-    done.extend(
-        std::iter::zip(of_users, outcomes)
-            .map(|((line, cells), outcome)| (line, cells, outcome.ok_or_else(|| "the user was forgotten".to_owned()))),
-    );
-    let others = stream::iter(others).map(async |(line, cells, row)| {
-        let outcome = with_retries(engine, async || put_one(engine, &row, dry_run).await).await;
-        match outcome {
-            Err(error) if error.leaves_outcome_unknown() => Err(error),
-            outcome => Ok((line, cells, outcome.map_err(|error| error.to_string()))),
-        }
-    });
-    let mut others = std::pin::pin!(others.buffer_unordered(ROWS_AT_ONCE));
-    while let Some(other) = others.next().await {
-        done.push(other?);
-    }
-    done.sort_unstable_by_key(|(line, ..)| *line);
-    Ok(done)
-}
-
-/// What became of each user; `None` of one that was forgotten.
-async fn put_users(
-    engine: &Engine,
-    users: &[(UserId, NewUser)],
+struct ImportStep<'a> {
+    engine: &'a Engine,
+    call: Call,
     dry_run: bool,
-) -> Result<Vec<Option<PutOutcome>>, Error> {
-    if dry_run {
-        return engine.preview_users(users).await;
-    }
-    let put = with_retries(engine, async || engine.put_users(&call(), users).await).await?;
-    Ok(put.into_iter().map(|put| put.map(|(outcome, _)| outcome)).collect())
 }
 
-async fn put_one(engine: &Engine, row: &Row, dry_run: bool) -> Result<PutOutcome, Error> {
-    match (row, dry_run) {
-        (Row::User(..), _) => Err(Error::Internal(anyhow::anyhow!("users are put together"))),
-        (Row::Product(id, new), true) => engine.preview_product(*id, new).await,
-        (Row::Campaign(id, new), true) => engine.preview_campaign(*id, new).await,
-        (Row::Product(id, new), false) => {
-            engine.put_product(&call(), *id, new.clone()).await.map(|put| put.value.outcome)
+impl ImportStep<'_> {
+    async fn put(&self, chunk: Vec<CheckedRow>) -> anyhow::Result<Vec<RowOutcome>> {
+        let (mut users, mut others, mut done) = (Vec::new(), Vec::new(), Vec::with_capacity(chunk.len()));
+        let mut of_users = Vec::new();
+        for CheckedRow { line, cells, row } in chunk {
+            match row {
+                Ok(Row::User(id, new)) => {
+                    users.push((id, new));
+                    of_users.push((line, cells));
+                }
+                Ok(other) => others.push((line, cells, other)),
+                Err(reason) => done.push((line, cells, Err(reason))),
+            }
         }
-        (Row::Campaign(id, new), false) => {
-            engine.put_campaign(&call(), *id, new.clone()).await.map(|put| put.value.outcome)
+        let outcomes = self.put_users(&users).await?;
+        done.extend(
+            std::iter::zip(of_users, outcomes).map(|((line, cells), outcome)| {
+                (line, cells, outcome.ok_or_else(|| "the user was forgotten".to_owned()))
+            }),
+        );
+        let others = stream::iter(others).map(async |(line, cells, row)| {
+            let outcome = with_retries(self.engine, async || self.put_one(&row).await).await;
+            match outcome {
+                Err(error) if error.leaves_outcome_unknown() => Err(error),
+                outcome => Ok((line, cells, outcome.map_err(|error| error.to_string()))),
+            }
+        });
+        let mut others = std::pin::pin!(others.buffer_unordered(ROWS_AT_ONCE));
+        while let Some(other) = others.next().await {
+            done.push(other?);
+        }
+        done.sort_unstable_by_key(|(line, ..)| *line);
+        Ok(done)
+    }
+
+    /// What became of each user; `None` of one that was forgotten.
+    async fn put_users(&self, users: &[(UserId, NewUser)]) -> Result<Vec<Option<PutOutcome>>, Error> {
+        if self.dry_run {
+            return self.engine.preview_users(users).await;
+        }
+        let put = with_retries(self.engine, async || self.engine.put_users(&self.call, users).await).await?;
+        Ok(put.into_iter().map(|put| put.map(|(outcome, _)| outcome)).collect())
+    }
+
+    async fn put_one(&self, row: &Row) -> Result<PutOutcome, Error> {
+        let (engine, call) = (self.engine, &self.call);
+        match (row, self.dry_run) {
+            (Row::User(..), _) => Err(Error::Internal(anyhow::anyhow!("users are put together"))),
+            (Row::Product(id, new), true) => engine.preview_product(*id, new).await,
+            (Row::Campaign(id, new), true) => engine.preview_campaign(*id, new).await,
+            (Row::Product(id, new), false) => {
+                engine.put_product(call, *id, new.clone()).await.map(|put| put.value.outcome)
+            }
+            (Row::Campaign(id, new), false) => {
+                engine.put_campaign(call, *id, new.clone()).await.map(|put| put.value.outcome)
+            }
         }
     }
-}
-
-fn call() -> Call {
-    Call::new("import", None)
 }
 
 /// Runs a step, which a repeat finds done, until the stores take it: they may be away for a while, or PostgreSQL far behind.

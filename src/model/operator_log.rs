@@ -2,6 +2,9 @@
 
 use super::{Millis, Role};
 
+/// Who the operator log names for an action of the command line, which asks for no token.
+pub const COMMAND_LINE: &str = "command-line";
+
 /// An action of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OperatorAction {
@@ -12,13 +15,13 @@ pub struct OperatorAction {
     /// The operator's role at that time; `None` for an action of the service or the command line, and in entries of earlier
     /// versions.
     pub role: Option<Role>,
-    /// Method and route.
+    /// Method and route, or the command.
     pub action: String,
-    /// The resource, as `name=id`; empty if there is none.
+    /// The resource, as `name=id`; empty if there is none. Of an import its kind.
     pub target: String,
-    /// The request's body as JSON, truncated.
+    /// The request's body, or what a command reports, as JSON, truncated.
     pub detail: String,
-    /// The status of the reply.
+    /// The status of the reply. Of a command the one that says the same.
     pub status: u16,
     pub request_id: String,
     /// The end of the request.

@@ -16,7 +16,10 @@ use uuid::Uuid;
 
 use super::{findings::PartitionFinding, rebuild::Summary};
 use crate::{
-    model::{BegunBy, Clock, Millis, OperatorAction, Partition, Position, Recovery, RecoveryOutcome, RecoveryProgress},
+    model::{
+        BegunBy, COMMAND_LINE, Clock, Millis, OperatorAction, Partition, Position, Recovery, RecoveryOutcome,
+        RecoveryProgress,
+    },
     postgres::{self, operator_log, recoveries},
     redis::bulk::PartitionState,
     telemetry::metrics,
@@ -30,8 +33,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Who the operator log names for a recovery that a process began by itself.
 const SERVICE: &str = "firstcome";
-/// Who the operator log names for `firstcome rebuild`, which asks for no token.
-const COMMAND_LINE: &str = "command-line";
 
 /// What PostgreSQL does not have yet. Clones share it. Without a bound: a rebuild begins only if PostgreSQL answers.
 #[derive(Clone, Default)]

@@ -41,6 +41,14 @@ impl Row {
 }
 
 impl RowKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            RowKind::Users => "users",
+            RowKind::Products => "products",
+            RowKind::Coupons => "coupons",
+        }
+    }
+
     pub fn columns(self) -> &'static Columns {
         match self {
             RowKind::Users => &USERS,

@@ -65,15 +65,15 @@ struct OperatorActionResponse {
     operator: String,
     /// 작업할 때의 역할: 서비스나 명령줄의 작업이면 null
     role: Option<Role>,
-    /// 작업: 메서드와 경로
+    /// 작업: 메서드와 경로, 또는 명령
     #[schema(example = "PATCH /admin/v1/coupons/{couponId}")]
     action: String,
     /// 작업 대상
     #[schema(example = "couponId=7")]
     target: String,
-    /// 요청 내용(JSON): 길면 줄입니다
+    /// 요청이나 명령 결과의 내용(JSON): 길면 줄입니다
     detail: String,
-    /// 응답 상태 코드
+    /// 응답 상태 코드: 명령은 시작하면 202, 끝나면 200, 끝나지 못하면 503
     #[schema(example = 200)]
     status: u16,
     /// 작업 시각

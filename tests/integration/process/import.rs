@@ -195,6 +195,58 @@ async fn json_lines_imported_from_standard_input_beside_a_service() {
     servers.end().await;
 }
 
+/// What the operator log has of imports, oldest first: status, target, request id and detail.
+async fn logged(base: &str) -> Vec<(u64, String, String, serde_json::Value)> {
+    let log = get(base, "/admin/v1/operator-log?operator=command-line&size=100").await.ok();
+    let entry = |entry: &serde_json::Value| {
+        assert!(entry["role"].is_null() && entry["action"] == "firstcome import", "{entry}");
+        let text = |field: &str| entry[field].as_str().unwrap().to_owned();
+        let detail = serde_json::from_str(&text("detail")).unwrap();
+        (entry["status"].as_u64().unwrap(), text("target"), text("requestId"), detail)
+    };
+    log["content"].as_array().unwrap().iter().rev().map(entry).collect()
+}
+
+#[tokio::test]
+async fn import_stands_in_operator_log() {
+    let servers = migrated().await;
+    let mut serve = servers.start_role(&["serve"], "serve");
+    let base = serve.base().await;
+    let rows = b"id,name,balance\n70001,secret,5\n70002,y,-1\n70003,z,0\n";
+    import(&servers, "users", "users.csv", rows, &["--dry-run"]).await;
+    import(&servers, "users", "users.csv", b"id,name,balanse\n70001,x,5\n", &[]).await;
+    assert_eq!(logged(&base).await, [], "nothing began");
+    let (status, said, _) = import(&servers, "users", "users.csv", rows, &[]).await;
+    assert!(status == 1, "{said}");
+    let entries = logged(&base).await;
+    let [(202, began, request, begun), (200, ended, same_request, end)] = &entries[..] else { panic!("{entries:?}") };
+    assert_eq!((began.as_str(), ended.as_str(), request), ("users", "users", same_request));
+    assert_eq!(begun["outcome"], "BEGUN");
+    assert!(begun["file"].as_str().unwrap().ends_with("users.csv") && begun["file"] == end["file"], "{begun} {end}");
+    assert_eq!((&end["outcome"], &end["reason"]), (&json!("COMPLETE"), &json!(null)));
+    for (count, of) in [("rows", 3), ("created", 2), ("changed", 0), ("unchanged", 0), ("rejected", 1)] {
+        assert_eq!(end[count], of, "{count}: {end}");
+    }
+    assert!(!format!("{entries:?}").contains("secret"), "{entries:?}");
+    let decided = "SELECT count(*) FROM events WHERE data::text LIKE '%70001%'";
+    assert!(counted(&servers, decided).await > 0);
+
+    // A fault of the file that shows later: the rows before it stay.
+    let mut open = b"id,name\n70004,y\n70005,\"".to_vec();
+    open.extend(b"z".repeat(3 << 20));
+    import(&servers, "users", "open.csv", &open, &[]).await;
+    let entries = logged(&base).await;
+    let (status, _, _, end) = entries.last().unwrap();
+    assert_eq!(
+        (entries.len(), *status, &end["outcome"], &end["created"]),
+        (4, 503, &json!("FAILED"), &json!(1)),
+        "{end}"
+    );
+    assert!(end["reason"].as_str().unwrap().contains("nothing closes"), "{end}");
+    serve.stop().await;
+    servers.end().await;
+}
+
 #[tokio::test]
 async fn many_users_imported_in_several_steps() {
     let servers = migrated().await;
