@@ -13,6 +13,7 @@ mod client;
 mod http;
 mod kakaopay;
 mod log;
+mod measured;
 mod portone;
 pub mod reply;
 mod toss;
@@ -28,6 +29,7 @@ pub use portone::{PortOne, PortOneConfig};
 pub use toss::{Toss, TossConfig};
 
 use crate::model::{OrderId, PaymentType, UserId, Won};
+use measured::MeasuredGateway;
 use webhook::{MessageRefused, ProviderMessage};
 
 /// Who makes payments of a type.
@@ -37,6 +39,18 @@ pub enum Provider {
     Toss,
     KakaoPay,
     PortOne,
+}
+
+impl Provider {
+    /// As in `PAYMENT_PROVIDER_<TYPE>`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Provider::Http => "http",
+            Provider::Toss => "toss",
+            Provider::KakaoPay => "kakaopay",
+            Provider::PortOne => "portone",
+        }
+    }
 }
 
 /// A payment to make, or that was made.
@@ -329,7 +343,7 @@ impl Gateways {
                 ProviderConfig::KakaoPay(config) => Arc::new(KakaoPay::new(kind, &config)?),
                 ProviderConfig::PortOne(config) => Arc::new(PortOne::new(kind, &config)?),
             };
-            if gateways.insert(kind, gateway).is_some() {
+            if gateways.insert(kind, MeasuredGateway::of(gateway)).is_some() {
                 return Err(GatewayConfigError::Twice(kind));
             }
         }

@@ -40,6 +40,8 @@ const CALL_SECONDS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 3.0];
 /// Buckets of the duration of a transaction of PostgreSQL, in seconds.
 const COMMIT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Buckets of the duration of a call to a payment provider, in seconds.
+const GATEWAY_SECONDS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Buckets of the duration of a recovery, in seconds.
 const RECOVERY_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 /// Buckets of the requests in one call.
@@ -175,6 +177,13 @@ metrics! {
         "Webhooks that are switched off because their receivers failed for three days.";
     WEBHOOKS_FAILING: IntGauge = "firstcome_webhooks_failing" ()
         "Webhooks whose receivers take nothing now, or not everything.";
+
+    GATEWAY_CALLS: IntCounterVec = "firstcome_gateway_calls_total" ("provider", "call", "outcome")
+        "Calls of this process to payment providers: prepare, pay, status, cancel. An unknown outcome is asked about again.";
+    GATEWAY_CALL_SECONDS: HistogramVec = "firstcome_gateway_call_duration_seconds" ("provider", "call") in GATEWAY_SECONDS
+        "Seconds from the begin of a call to a payment provider to its outcome.";
+    GATEWAY_MESSAGES: IntCounterVec = "firstcome_gateway_messages_total" ("provider", "result")
+        "Messages of payment providers: taken (about an order), ignored (about something else), unverified, malformed, not_offered (the provider sends none).";
 
     STOCK_TRANSFERS: IntCounterVec = "firstcome_stock_transfers_total" ("step")
         "Transfers of units between partitions that this process began: allotted (from the product's own partition to another one), returned (back).";

@@ -8,7 +8,8 @@ use crate::{
     gateway::flow::{GatewayShop, LONG_TIMEOUT_MS, SHORT_TIMEOUT_MS},
     recovery::rebuild::rebuilt,
     support::{
-        fake_gateway::{Behaviour, Protocol, QueryBehaviour},
+        exposition::Scrape,
+        fake_gateway::{Behaviour, Protocol, QueryBehaviour, over_each_protocol},
         harness::{Reply, read, until},
     },
 };
@@ -60,6 +61,39 @@ async fn payment_prepared_as_provider_needs() {
         assert_eq!(position, before, "a preparation decides something");
         assert_eq!((shop.gateway.total_taken(), shop.status().await.0.as_str()), (0, "PENDING"));
         shop.pay(None).await.ok();
+        shop.test.finish().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_measured_under_their_provider() {
+    over_each_protocol(async |protocol| {
+        let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
+        let provider = match protocol {
+            Protocol::Http => "http",
+            Protocol::Toss => "toss",
+            Protocol::KakaoPay => "kakaopay",
+            Protocol::PortOne => "portone",
+        };
+        // Other tests count, too.
+        let count = async |name: &str, call: &str| {
+            let scrape = Scrape::parse(&shop.test.get("/metrics").await.text);
+            let outcome = if call == "prepare" { "prepared" } else { "approved" };
+            let labels = [("provider", provider), ("call", call), ("outcome", outcome)];
+            scrape.one(name, if name.ends_with("_count") { &labels[..2] } else { &labels }).unwrap()
+        };
+        let calls = if protocol == Protocol::Http { &["pay"][..] } else { &["prepare", "pay"] };
+        let names = ["firstcome_gateway_calls_total", "firstcome_gateway_call_duration_seconds_count"];
+        let mut before = Vec::new();
+        for (call, name) in calls.iter().flat_map(|call| names.map(|name| (*call, name))) {
+            before.push((call, name, count(name, call).await));
+        }
+        shop.pay(None).await.ok();
+        for (call, name, before) in before {
+            // A scrape is reused for a moment.
+            until("the call is counted", async || (count(name, call).await > before).then_some(())).await;
+        }
         shop.test.finish().await;
     })
     .await;

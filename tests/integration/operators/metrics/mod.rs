@@ -22,6 +22,7 @@ use crate::{
     projector::projection::{RestartableApp, poison},
     support::{
         exposition::{Family, Scrape},
+        fake_gateway::FakeGateway,
         harness::{self, ADMIN, Options, Reply, TestApp, until},
         promql,
     },

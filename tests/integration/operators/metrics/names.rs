@@ -10,7 +10,10 @@ const META: &str = "{p0}:meta";
 
 /// A scrape after every kind of event.
 async fn everything() -> Scrape {
-    let test = TestApp::with(Options { project: true, sweep: true, dead_letters: 1, ..Options::default() }).await;
+    let provider = FakeGateway::start().await;
+    let options =
+        Options { project: true, sweep: true, dead_letters: 1, gateway: provider.config(), ..Options::default() };
+    let test = TestApp::with(options).await;
     test.app.watch(true);
     let (user, late, product) = (test.user(10_000).await, test.user(0).await, test.product(100, 3).await);
     let coupon = test.campaign("FIXED", 10, 1).await;
