@@ -1,14 +1,14 @@
 // A day in fast motion: customers browse, charge, collect coupons, buy, cancel, return and read their history, at a rate that follows
-// the hours. A share of the writes is repeated under its idempotency key. Every customer sees their own last write.
+// the hours. A share of the writes is repeated under its idempotency key, and the shop's other system brings products and users in again.
+// Every customer sees their own last write, and the feed of events has every sale.
 
 import { reconcile } from './lib/reconcile.js';
-import { MAX_VUS, prepareDay, visit } from './lib/day.js';
+import { MAX_VUS, bringIn, prepareDay, visit } from './lib/day.js';
+import { FEED_RULES, checkFeed, feedEnd } from './lib/feed.js';
 import { duration, option } from './lib/options.js';
 import * as rules from './lib/rules.js';
 import { plural, summarize } from './lib/summary.js';
-import { watcher } from './lib/watch.js';
-
-export { watch } from './lib/watch.js';
+import { watch as sample, watcher } from './lib/watch.js';
 
 const PEAK = option('PEAK', 60, { min: 1 });
 const DURATION = duration('DURATION', 60);
@@ -26,6 +26,7 @@ const RULES = [
     rules.none('replay_differs', 'the reply to a repeated write has the same bytes, and Idempotent-Replayed'),
     rules.rule('correctness', 'replays', 'count>0', 'writes were repeated under their idempotency keys'),
     rules.none('stale_reads', 'every customer saw their own last write'),
+    ...FEED_RULES,
     ...rules.common(arrivals),
 ];
 
@@ -41,10 +42,14 @@ export const options = rules.options(RULES, {
     watch: watcher(HOUR * HOURS.length),
 });
 
-export const setup = prepareDay;
+export const setup = () => ({ feed: feedEnd(), ...prepareDay() });
 export const customer = visit;
+export function watch(data) {
+    sample(data);
+    bringIn(data);
+}
 export function teardown(data) {
-    reconcile(data);
+    reconcile(data, (orders) => checkFeed(data.feed, orders));
 }
 
 export const handleSummary = summarize({

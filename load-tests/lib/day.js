@@ -140,6 +140,13 @@ const HABITS = [
     [0.07, lookBack],
 ];
 
+/** The shop's other system brings a product and a user in again, as it does all day. */
+export function bringIn({ run, firstUser, products }) {
+    const version = exec.scenario.iterationInTest;
+    prepare.putProduct(run, pick(products), version);
+    prepare.putUser(run, firstUser + Math.floor(Math.random() * USERS_PER_VU * (MAX_VUS + 10)), version);
+}
+
 /** One customer's visit. */
 export function visit(data) {
     const own = (exec.vu.idInTest - 1) * USERS_PER_VU;

@@ -26,6 +26,15 @@ export function product(run, name, price, stock, terms = {}) {
     return { id: productId, name, price, stock };
 }
 
+/** Brings a product, or a user, in again under its id: nothing changes but the name. */
+export function putProduct(run, { id, name, price, stock }, version) {
+    const body = { productName: `${name}, ${version} (${run})`, price, stockQuantity: stock, category: run };
+    operator('PUT admin product', 'PUT', `/admin/v1/products/${id}`, body, { allow: ['REQUEST_IN_PROGRESS'] });
+}
+export function putUser(run, id, version) {
+    operator('PUT admin user', 'PUT', `/admin/v1/users/${id}`, { userName: `${run}-${id}, ${version}` });
+}
+
 /** `conditions`: those of the coupon. */
 export function campaign(run, name, total, discountType = 'FIXED', discountAmount = 5000, conditions = {}) {
     const op = 'POST admin campaign';
