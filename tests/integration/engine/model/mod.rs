@@ -3,6 +3,7 @@
 //!
 //! The model implements the contract without scripts, remote holds and an outbox.
 
+mod puts;
 mod refunds;
 mod runs;
 mod terms;
@@ -36,6 +37,13 @@ enum Op {
         stock: i64,
         terms: OpTerms,
     },
+    /// Brings a product in, or changes one: its name and terms.
+    PutProduct {
+        product: usize,
+        price: i64,
+        stock: i64,
+        terms: OpTerms,
+    },
     /// New terms of sale.
     Terms {
         product: usize,
@@ -56,6 +64,12 @@ enum Op {
     },
     /// The bounds of a campaign's window, from now; `None` leaves a bound unchanged.
     UpdateWindow {
+        coupon: usize,
+        opens_in: Option<i64>,
+        closes_in: Option<i64>,
+    },
+    /// Brings a campaign in, or moves the window of one.
+    PutCampaign {
         coupon: usize,
         opens_in: Option<i64>,
         closes_in: Option<i64>,
@@ -114,6 +128,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (2..6usize, any::<bool>()).prop_map(|(user, forfeits)| Op::Forget { user, forfeits }),
         2 => (prop_oneof![Just(0), 1..500i64, Just(MAX_PRICE)], 0..6i64, terms())
             .prop_map(|(price, stock, terms)| Op::Product { price, stock, terms }),
+        2 => (pick(), 0..500i64, 0..6i64, terms())
+            .prop_map(|(product, price, stock, terms)| Op::PutProduct { product, price, stock, terms }),
         2 => (pick(), terms()).prop_map(|(product, terms)| Op::Terms { product, terms }),
         1 => (pick(), -3..6i64).prop_map(|(product, delta)| Op::Restock { product, delta }),
         2 => (any::<bool>(), 1..=100i64, 1..4i64, prop_oneof![Just(0), 0..2_000i64], 1..9_000_000i64, 0..90_000_000i64,
@@ -124,6 +140,9 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (pick(), prop::option::of(-2_000_000..2_000_000i64), prop::option::of(prop_oneof![
                 2 => -61_000..0i64, 1 => Just(0), 1 => Just(-60_000), 1 => Just(-60_001), 4 => 0..2_000_000i64
             ])).prop_map(|(coupon, opens_in, closes_in)| Op::UpdateWindow { coupon, opens_in, closes_in }),
+        2 => (pick(), prop::option::of(-2_000..2_000_000i64), prop::option::of(prop_oneof![
+                1 => Just(0), 1 => Just(-60_001), 4 => 0..2_000_000i64
+            ])).prop_map(|(coupon, opens_in, closes_in)| Op::PutCampaign { coupon, opens_in, closes_in }),
         3 => (pick(), 1..=MAX_CHARGE).prop_map(|(user, amount)| Op::Charge { user, amount }),
         6 => (pick(), pick()).prop_map(|(user, coupon)| Op::Issue { user, coupon }),
         10 => (pick(), prop::collection::vec((pick(), prop_oneof![5 => 1..4i64, 1 => Just(MAX_LINE_QUANTITY)]), 1..4),
@@ -192,8 +211,9 @@ struct Model {
     /// The reply under each operation's key, if it had an effect.
     records: BTreeMap<usize, String>,
     user_ids: Vec<i64>,
-    /// Of the users that were put, by operation.
+    /// Of what was put, by operation.
     put_ids: BTreeMap<usize, i64>,
+    put_campaigns: BTreeMap<usize, NewCampaign>,
     forgotten: BTreeSet<usize>,
     product_ids: Vec<i64>,
     coupon_ids: Vec<i64>,

@@ -27,6 +27,8 @@ impl Run {
                 | Op::Refund { .. }
                 | Op::UpdateWindow { .. }
                 | Op::PutUser { .. }
+                | Op::PutProduct { .. }
+                | Op::PutCampaign { .. }
         );
         if repeat && !keyed {
             return;
@@ -87,6 +89,16 @@ impl Run {
                     (done(format!("put {:?} {}", value.outcome, value.value.balance), replayed), None)
                 })
             }
+            Op::PutProduct { product, price, stock, terms } => {
+                let (engine, terms) = ((&*engine, &call), terms.at(now));
+                let put = puts::put_product(engine, &mut self.model, index, *product, (*price, *stock), terms).await;
+                put.map(|(text, replayed)| (done(text, replayed), None))
+            }
+            Op::PutCampaign { coupon, opens_in, closes_in } => {
+                let (engine, window) = ((&*engine, &call), (*opens_in, *closes_in));
+                let put = puts::put_campaign(engine, &mut self.model, index, *coupon, now, window).await;
+                put.map(|(text, replayed)| (done(text, replayed), None))
+            }
             Op::Forget { user, forfeits } => {
                 let forgotten = engine.forget_user(&call, self.model.user_id(*user), *forfeits).await;
                 forgotten.map(|()| ("forgotten".into(), None))
@@ -128,21 +140,10 @@ impl Run {
             Op::Campaign { percent, amount, total, opens_in, lasts, good_for, conditions } => {
                 let kind = if *percent { DiscountType::Percentage } else { DiscountType::Fixed };
                 let opens = now.plus(*opens_in);
-                let product = |place: usize| self.model.product_ids.get(place).copied().unwrap_or(UNKNOWN_ID);
-                let conditions = CouponConditions {
-                    min_order_price: conditions.least,
-                    max_discount_price: conditions.most,
-                    product_ids: conditions
-                        .product
-                        .and_then(|place| ProductId::new(product(place)))
-                        .into_iter()
-                        .collect(),
-                    categories: conditions.of_even.map(|even| category(usize::from(!even))).into_iter().collect(),
-                };
                 let new = NewCampaign {
-                    code: format!("C{index}"),
+                    code: puts::CODE.to_owned(),
                     discount: Discount { kind, amount: *amount },
-                    conditions,
+                    conditions: self.model.conditions_of(*conditions),
                     total: *total,
                     opens_at: Some(opens),
                     closes_at: Some(opens.plus(*lasts)),
@@ -270,6 +271,10 @@ impl Run {
                 Ok("created".into())
             }
             Op::PutUser { balance, .. } => self.model.put(index, *balance),
+            Op::PutProduct { price, stock, terms, .. } => {
+                self.model.put_product(index, (*price, *stock), terms.at(now))
+            }
+            Op::PutCampaign { opens_in, closes_in, .. } => self.model.put_campaign(index, now.0, *opens_in, *closes_in),
             Op::Forget { user, forfeits } => self.model.forget(*user, *forfeits),
             Op::Product { price, stock, terms } => {
                 if !self.model.accepts(terms.at(now)) {
