@@ -2,12 +2,8 @@
 
 use std::collections::HashSet;
 
-use firstcome::{
-    model::{
-        Call, CouponConditions, Discount, DiscountType, Error, NewCampaign, NewProduct, NewUser, NewUsers, Partition,
-        SaleTerms,
-    },
-    redis::keys::Keys,
+use firstcome::model::{
+    Call, CouponConditions, Discount, DiscountType, Error, NewCampaign, NewProduct, NewUser, NewUsers, SaleTerms,
 };
 
 use super::*;
@@ -135,30 +131,6 @@ async fn put_and_creation_never_share_a_record() {
             assert!(status == 200 || own != next, "{round}: both created {next}");
             assert_eq!(balance(test, own).await, 5, "{round}");
         }
-    })
-    .await;
-}
-
-/// What an earlier version created has no record of its own: a repeat finds it by its id.
-#[tokio::test]
-async fn creation_of_earlier_version_found_by_repeat() {
-    on_1_and_3(async |test| {
-        let call = call(Some(("user", "request")));
-        let new = NewUser { name: "own".to_owned(), balance: 5 };
-        let reserved = reserve(test, &call, "user", 1).await;
-        let record = Keys(Partition(0)).record(&call.key.as_ref().unwrap().digest);
-        // In both stores it lacks the mark.
-        test.drain().await;
-        let sql = "UPDATE idempotency_records SET reply = regexp_replace(reply, '1:1$', '')";
-        let written = sqlx::query(sql).execute(test.db.get_postgres_connection_pool()).await.unwrap();
-        assert_eq!(written.rows_affected(), 1);
-        let mut redis = test.raw().await;
-        let marker: String = redis::cmd("RPOP").arg(record).query_async(&mut redis).await.unwrap();
-        assert_eq!(marker, "1");
-        let id = UserId::new(reserved).unwrap();
-        test.store.users_put(&call.without_key(), test.store.owner(reserved), &[(id, &new)]).await.unwrap();
-        let again = test.engine.create_user(&call, new).await.unwrap();
-        assert_eq!((again.value.user_id.get(), again.replayed), (reserved, true));
     })
     .await;
 }
