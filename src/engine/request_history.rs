@@ -4,7 +4,7 @@
 //! that sums stay exact; durations are merged as histograms.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map},
     time::Duration,
 };
 
@@ -32,14 +32,37 @@ pub struct SampleBatch {
     now: Millis,
     /// This process's time of the read.
     read_at: Millis,
-    entries: Vec<Entry>,
+    /// `None` for an entry that is no sample.
+    entries: Vec<(StreamId, Option<AgedSample>)>,
+}
+
+/// A sample, written some time after its period.
+#[derive(Clone)]
+struct AgedSample {
+    ago_ms: i64,
+    sample: Arc<RequestSample>,
+}
+
+impl AgedSample {
+    fn read(entry: &Entry) -> Option<Self> {
+        let field = |name: &str| entry.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str());
+        let ago: u32 = field("ago")?.parse().ok()?;
+        Some(AgedSample { ago_ms: i64::from(ago), sample: Arc::new(RequestSample::read(field("sample")?)?) })
+    }
+}
+
+impl SampleBatch {
+    fn new(now: Millis, read_at: Millis, entries: &[Entry]) -> Self {
+        let entries = entries.iter().map(|entry| (entry.id, AgedSample::read(entry)));
+        SampleBatch { now, read_at, entries: entries.collect() }
+    }
 }
 
 /// The samples of the last fifteen minutes. Times are Redis's.
 #[derive(Default)]
 pub struct RequestHistory {
-    /// By process and number.
-    samples: HashMap<(String, u64), DatedSample>,
+    /// By process, then by number.
+    samples: HashMap<String, BTreeMap<u64, DatedSample>>,
     last: StreamId,
     /// Redis's time and this process's, of the last read.
     now: i64,
@@ -50,7 +73,7 @@ pub struct RequestHistory {
 struct DatedSample {
     /// The end of its period.
     end: i64,
-    sample: RequestSample,
+    sample: Arc<RequestSample>,
 }
 
 /// The requests within a slot, as rates per second.
@@ -78,7 +101,6 @@ struct SlotSums {
     counts: RequestClasses,
     /// By the place of the bucket's bound; the last is beyond all.
     times: Vec<f64>,
-    sampled: bool,
 }
 
 impl RequestHistory {
@@ -96,27 +118,37 @@ impl RequestHistory {
     pub fn add(&mut self, batch: &SampleBatch) {
         (self.now, self.read_at) = (batch.now.0, batch.read_at.0);
         let oldest = self.now - KEPT_MS;
-        self.samples.retain(|_, dated| dated.end > oldest);
-        for Entry { id, fields } in &batch.entries {
+        self.samples.retain(|_, samples| {
+            samples.retain(|_, dated| dated.end > oldest);
+            !samples.is_empty()
+        });
+        let mut count: usize = self.samples.values().map(BTreeMap::len).sum();
+        for (id, read) in &batch.entries {
             if is_ahead(*id, batch.now) {
                 self.skipped += 1;
                 continue;
             }
             self.last = self.last.max(*id);
-            let field = |name: &str| fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str());
-            let ago = field("ago").and_then(|ago| ago.parse::<u32>().ok());
-            let sample = field("sample").and_then(RequestSample::read);
-            let (Some(ago), Some(sample)) = (ago, sample) else {
+            let Some(AgedSample { ago_ms, sample }) = read.clone() else {
                 self.skipped += 1;
                 continue;
             };
-            let end = i64::try_from(id.ms).unwrap_or(i64::MAX).saturating_sub(i64::from(ago));
-            let key = (sample.instance.clone(), sample.number);
-            if end > oldest && (self.samples.len() < MAX_SAMPLES || self.samples.contains_key(&key)) {
+            let end = i64::try_from(id.ms).unwrap_or(i64::MAX).saturating_sub(ago_ms);
+            if end > oldest && count < MAX_SAMPLES {
+                let samples = self.samples.entry(sample.instance.clone()).or_default();
                 // The first counts: a later one was written again, because the reply was lost.
-                self.samples.entry(key).or_insert(DatedSample { end, sample });
+                if let btree_map::Entry::Vacant(place) = samples.entry(sample.number) {
+                    place.insert(DatedSample { end, sample });
+                    count += 1;
+                }
             }
         }
+    }
+
+    /// The samples of one process, or of all.
+    fn of(&self, instance: Option<&str>) -> impl Iterator<Item = &DatedSample> {
+        let chosen = self.samples.iter().filter(move |(id, _)| instance.is_none_or(|wanted| wanted == id.as_str()));
+        chosen.flat_map(|(_, samples)| samples.values())
     }
 
     /// The time that a time of Redis is for this process.
@@ -132,10 +164,7 @@ impl RequestHistory {
         let until = slot_of(self.now - SLOT_MS);
         let from = slot_of(self.now - KEPT_MS) + 1;
         let mut sums: BTreeMap<i64, SlotSums> = BTreeMap::new();
-        for DatedSample { end, sample } in self.samples.values() {
-            if instance.is_some_and(|wanted| wanted != sample.instance) {
-                continue;
-            }
+        for DatedSample { end, sample } in self.of(instance) {
             let (length, classes, times) = (sample.ms as i64, sample.classes(), buckets(&sample.times));
             let begin = end.saturating_sub(length);
             for slot in slot_of(begin).max(from)..=slot_of(end - 1).min(until - 1) {
@@ -143,15 +172,13 @@ impl RequestHistory {
                 sums.entry(slot).or_default().add(&classes, &times, overlap as f64 / length as f64);
             }
         }
-        let slots = sums.into_iter().filter(|(_, sums)| sums.sampled);
-        slots.map(|(slot, sums)| sums.over(self.local((slot + 1) * SLOT_MS))).collect()
+        sums.into_iter().map(|(slot, sums)| sums.over(self.local((slot + 1) * SLOT_MS))).collect()
     }
 
     /// The replies of the last fifteen minutes with an error code, the most frequent first: of one process, or of all.
     pub fn refusals(&self, instance: Option<&str>) -> Vec<(String, u64)> {
         let mut refusals: HashMap<&str, u64> = HashMap::new();
-        let samples = self.samples.values().map(|dated| &dated.sample);
-        for sample in samples.filter(|sample| instance.is_none_or(|wanted| wanted == sample.instance)) {
+        for DatedSample { sample, .. } in self.of(instance) {
             for (_, code, count) in sample.counts.iter().filter(|(_, code, _)| !code.is_empty()) {
                 let sum = refusals.entry(code).or_default();
                 *sum = sum.saturating_add(*count);
@@ -164,14 +191,9 @@ impl RequestHistory {
 
     /// The latest sample of each process, those that were sampled last first.
     fn latest(&self) -> Vec<&DatedSample> {
-        let mut latest: HashMap<&str, &DatedSample> = HashMap::new();
-        for dated in self.samples.values() {
-            let known = latest.entry(&dated.sample.instance).or_insert(dated);
-            if (dated.end, dated.sample.number) > (known.end, known.sample.number) {
-                *known = dated;
-            }
-        }
-        let mut latest: Vec<&DatedSample> = latest.into_values().collect();
+        let newest =
+            self.samples.values().map(|samples| samples.values().max_by_key(|dated| (dated.end, dated.sample.number)));
+        let mut latest: Vec<&DatedSample> = newest.flatten().collect();
         latest.sort_by(|a, b| b.end.cmp(&a.end).then_with(|| a.sample.instance.cmp(&b.sample.instance)));
         latest.truncate(MAX_SAMPLED_INSTANCES);
         latest
@@ -194,13 +216,12 @@ impl RequestHistory {
     /// The latest sample of each process that seems to run.
     pub fn running(&self) -> Vec<&RequestSample> {
         let latest = self.latest().into_iter().filter(|dated| dated.end > self.now - RUNNING_MS);
-        latest.map(|dated| &dated.sample).collect()
+        latest.map(|dated| dated.sample.as_ref()).collect()
     }
 }
 
 impl SlotSums {
     fn add(&mut self, classes: &RequestClasses, times: &[f64], share: f64) {
-        self.sampled = true;
         let RequestClasses { all, refused, failed, limited, shed } = classes;
         self.counts.all += all * share;
         self.counts.refused += refused * share;
@@ -274,7 +295,10 @@ impl Engine {
     /// [`Error::Unavailable`] while Redis is.
     pub async fn request_samples(&self, after: StreamId) -> Result<SampleBatch, Error> {
         let (now, entries) = self.store.request_samples(after).await?;
-        Ok(SampleBatch { now, read_at: self.clock.now(), entries })
+        let read_at = self.clock.now();
+        // Of 64 processes there are six megabytes.
+        let parsed = tokio::task::spawn_blocking(move || SampleBatch::new(now, read_at, &entries)).await;
+        parsed.map_err(|error| Error::Internal(error.into()))
     }
 
     /// The requests of the last fifteen minutes.

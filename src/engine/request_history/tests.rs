@@ -28,9 +28,10 @@ fn entry(ms: i64, ago: i64, sample: &str) -> Entry {
 
 /// A history, of samples that were written at their ends, read at `now`.
 fn history(now: i64, samples: &[(i64, RequestSample)]) -> RequestHistory {
-    let entries = samples.iter().map(|(end, sample)| entry(*end, 0, &sample.clone().write().unwrap())).collect();
+    let entries: Vec<Entry> =
+        samples.iter().map(|(end, sample)| entry(*end, 0, &sample.clone().write().unwrap())).collect();
     let mut history = RequestHistory::default();
-    history.add(&SampleBatch { now: Millis(now), read_at: Millis(now), entries });
+    history.add(&SampleBatch::new(Millis(now), Millis(now), &entries));
     history
 }
 
@@ -96,7 +97,7 @@ fn ended_instance_seen_for_fifteen_minutes() {
     assert_eq!((names(&history), running(&history)), (vec![ONE.into(), OTHER.into()], vec![ONE.into(), OTHER.into()]));
     assert_eq!(history.instances()[1].sampled_at, Millis(NOW));
     let mut at = |ms: i64| {
-        history.add(&SampleBatch { now: Millis(ms), read_at: Millis(ms), entries: Vec::new() });
+        history.add(&SampleBatch::new(Millis(ms), Millis(ms), &[]));
         (names(&history), running(&history).len(), history.slots(Some(OTHER)).len())
     };
     assert_eq!(at(NOW + 15_000), (vec![ONE.into(), OTHER.into()], 1, 1));
@@ -122,7 +123,7 @@ fn malformed_sample_skipped_and_counted() {
         other,
     ];
     let bad = entries.len() as u64;
-    history.add(&SampleBatch { now: Millis(NOW + 10_000), read_at: Millis(NOW + 10_000), entries });
+    history.add(&SampleBatch::new(Millis(NOW + 10_000), Millis(NOW + 10_000), &entries));
     assert_eq!((history.skipped(), history.last().no), (bad, 9));
     assert_eq!(rates(&history.slots(None)), [(0, 10.0)]);
     // Extremes that are well-formed.
@@ -132,7 +133,7 @@ fn malformed_sample_skipped_and_counted() {
         entry(NOW, i64::from(u32::MAX), &text.replace("\"number\":1", "\"number\":3")),
         entry(NOW, 0, &text.replace("\"number\":1", "\"number\":4").replace("5000", "3600000")),
     ];
-    history.add(&SampleBatch { now: Millis(NOW + 10_000), read_at: Millis(NOW + 10_000), entries });
+    history.add(&SampleBatch::new(Millis(NOW + 10_000), Millis(NOW + 10_000), &entries));
     assert_eq!((history.skipped(), history.last().ms), (bad + 1, NOW as u64));
     assert_eq!(history.slots(None).len(), 177, "an hour is spread over the slots that are shown");
 }
@@ -147,7 +148,7 @@ fn sample_written_again_counts_once_and_late_one_at_its_time() {
         entry(NOW + 30_000, 30_000, &first.write().unwrap()),
         entry(NOW + 30_000, 25_000, &second.write().unwrap()),
     ];
-    history.add(&SampleBatch { now: Millis(NOW + 60_000), read_at: Millis(NOW + 60_000), entries });
+    history.add(&SampleBatch::new(Millis(NOW + 60_000), Millis(NOW + 60_000), &entries));
     assert_eq!(rates(&history.slots(None)), [(0, 10.0), (5_000, 20.0)]);
 }
 
@@ -157,7 +158,7 @@ fn times_are_those_of_the_reading_process() {
     let text = sample(ONE, 1, 5_000, &[("200", "", 50)], &[]).write().unwrap();
     let entries = vec![entry(NOW, 0, &text)];
     // This process's clock is an hour ahead of Redis's.
-    history.add(&SampleBatch { now: Millis(NOW + 10_000), read_at: Millis(NOW + 3_610_000), entries });
+    history.add(&SampleBatch::new(Millis(NOW + 10_000), Millis(NOW + 3_610_000), &entries));
     assert_eq!(rates(&history.slots(None)), [(3_600_000, 10.0)]);
     assert_eq!(history.instances()[0].sampled_at, Millis(NOW + 3_600_000));
 }
@@ -180,7 +181,7 @@ fn history_of_many_instances_bounded() {
     let samples = (0..MAX_SAMPLES as u64 + 500)
         .map(|n| (NOW + (n % 7) as i64, sample(&id(n % 100), n, 5_000, &[("200", "", 1)], &[])));
     let history = history(NOW + 10_000, &samples.collect::<Vec<_>>());
-    assert_eq!((history.samples.len(), history.instances().len()), (MAX_SAMPLES, MAX_SAMPLED_INSTANCES));
+    assert_eq!((history.of(None).count(), history.instances().len()), (MAX_SAMPLES, MAX_SAMPLED_INSTANCES));
     let counted: f64 = history.slots(None).iter().map(|slot| slot.rates.all * 5.0).sum();
     assert!((counted - MAX_SAMPLES as f64).abs() < 1.0, "{counted}");
 }
