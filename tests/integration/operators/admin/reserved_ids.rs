@@ -2,8 +2,12 @@
 
 use std::collections::HashSet;
 
-use firstcome::model::{
-    Call, CouponConditions, Discount, DiscountType, Error, NewCampaign, NewProduct, NewUser, NewUsers, SaleTerms,
+use firstcome::{
+    model::{
+        Call, CouponConditions, Discount, DiscountType, Error, NewCampaign, NewProduct, NewUser, NewUsers, Partition,
+        RECORD_TTL_MS, SaleTerms,
+    },
+    redis::{keys::Keys, script},
 };
 
 use super::*;
@@ -131,6 +135,30 @@ async fn put_and_creation_never_share_a_record() {
             assert!(status == 200 || own != next, "{round}: both created {next}");
             assert_eq!(balance(test, own).await, 5, "{round}");
         }
+    })
+    .await;
+}
+
+/// What an earlier version created has no record of its own: a repeat finds it by its id.
+#[tokio::test]
+async fn creation_of_earlier_version_found_by_repeat() {
+    on_1_and_3(async |test| {
+        let call = call(Some(("user", "request")));
+        let new = NewUser { name: "own".to_owned(), balance: 5 };
+        // The script of that version, whose record has no mark.
+        let source = script::IDS_RESERVE.source();
+        let earlier = source.replace("last - count + 1, '1' }", "last - count + 1 }");
+        assert_ne!(earlier, source);
+        let (keys, key) = (Keys(Partition(0)), call.key.as_ref().unwrap());
+        let mut run = redis::cmd("EVAL");
+        run.arg(earlier).arg(4).arg(keys.meta()).arg(keys.outbox()).arg(keys.record(&key.digest)).arg(keys.ids());
+        run.arg(test.clock.now().0).arg(&key.fingerprint).arg(RECORD_TTL_MS).arg("test").arg("user").arg(1).arg(1);
+        let reply: (String, i64, i64, i64) = run.query_async(&mut test.raw().await).await.unwrap();
+        let reserved = reply.3;
+        let id = UserId::new(reserved).unwrap();
+        test.store.users_put(&call.without_key(), test.store.owner(reserved), &[(id, &new)]).await.unwrap();
+        let again = test.engine.create_user(&call, new).await.unwrap();
+        assert_eq!((again.value.user_id.get(), again.replayed), (reserved, true));
     })
     .await;
 }
