@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -17,10 +17,15 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::{
+    elsewhere::{self, BroughtKind},
     history::{Attempt, History, Operation, Outcome, Random, Request, now},
     shop::{self, Goods, Shop},
+    windows::Windows,
 };
-use crate::support::harness::{ADMIN, until};
+use crate::support::{
+    fake_gateway::FakeGateway,
+    harness::{ADMIN, until},
+};
 
 /// Objects of a kind that are in use at a time, and the number of requests after which one is replaced.
 const USERS: (usize, u32) = (10, 50);
@@ -85,13 +90,19 @@ pub struct Market {
     /// The campaigns, and the sales of products, that operators have ended.
     closed: Mutex<BTreeSet<i64>>,
     ended: Mutex<BTreeSet<i64>>,
-    /// Whether operators end sales.
+    /// Whether operators end sales, and bring records in.
     terms: bool,
+    doors: bool,
+    /// What was last created under an id of the service's own, and how many versions there are of what is brought in.
+    created: AtomicI64,
+    versions: AtomicI64,
     /// Operations to repeat.
     again: Mutex<Vec<usize>>,
     /// How long an order holds its goods, and how long Redis keeps one that has closed, in nanoseconds; `None`: no request aims at
     /// these moments.
     moments: Option<(u64, u64)>,
+    /// Where customers approve payments, if a provider has a page of its own.
+    windows: Option<Windows>,
     seed: u64,
     keys: AtomicU64,
 }
@@ -101,14 +112,20 @@ impl Market {
     pub fn of(shop: &Shop, seed: u64) -> Arc<Market> {
         let ns = |seconds: u64| seconds * 1_000_000_000;
         let moments = (ns(shop.options.hold_seconds.into()), ns(shop.options.closed_keep_seconds as u64));
-        Market::aiming(&shop.goods, shop.bases(), seed, Some(moments))
+        Market::aiming(&shop.goods, shop.bases(), seed, Some(moments), shop.gateway.clone())
     }
 
     pub fn new(goods: &Goods, bases: Vec<String>, seed: u64) -> Arc<Market> {
-        Market::aiming(goods, bases, seed, None)
+        Market::aiming(goods, bases, seed, None, None)
     }
 
-    fn aiming(goods: &Goods, bases: Vec<String>, seed: u64, moments: Option<(u64, u64)>) -> Arc<Market> {
+    fn aiming(
+        goods: &Goods,
+        bases: Vec<String>,
+        seed: u64,
+        moments: Option<(u64, u64)>,
+        gateway: Option<Arc<FakeGateway>>,
+    ) -> Arc<Market> {
         Arc::new(Market {
             history: History::default(),
             permits: Semaphore::new(0),
@@ -122,8 +139,12 @@ impl Market {
             closed: Mutex::default(),
             ended: Mutex::default(),
             terms: goods.terms,
+            doors: goods.doors,
+            created: AtomicI64::new(elsewhere::FIRST),
+            versions: AtomicI64::new(0),
             again: Mutex::default(),
             moments,
+            windows: gateway.and_then(Windows::of),
             seed,
             keys: AtomicU64::new(0),
         })
@@ -183,15 +204,26 @@ impl Market {
     /// Sends a request to one of the services, and records the outcome.
     pub async fn attempt(&self, http: &reqwest::Client, number: usize, random: &mut Random) -> Outcome {
         let operation = self.history.get(number);
-        let (method, path, body) = operation.request.to_http();
-        let mut request = http.request(method, format!("{}{path}", random.pick(&self.bases)));
+        let (method, path, mut body) = operation.request.to_http();
+        let base = random.pick(&self.bases);
+        let began = now();
+        if let Some(windows) = &self.windows {
+            match windows.token(http, base, &operation.request).await {
+                Ok(Some(token)) => body.as_mut().unwrap()["gatewayToken"] = token.into(),
+                Ok(None) => {}
+                Err(outcome) => {
+                    self.history.add(number, Attempt { began, ended: now(), outcome: outcome.clone() });
+                    return outcome;
+                }
+            }
+        }
+        let mut request = http.request(method, format!("{base}{path}"));
         if path.starts_with("/admin") {
             request = request.bearer_auth(ADMIN);
         }
         if let Some(body) = &body {
             request = request.json(body).header("Idempotency-Key", &operation.key);
         }
-        let began = now();
         let outcome = match send(request).await {
             Ok((status, text, replayed)) => Outcome::read(&operation.request, status, &text, replayed),
             Err(error) => Outcome::Unknown(format!("{error:?}")),
@@ -255,6 +287,9 @@ impl Market {
                 let surplus = orders.len().saturating_sub(ORDERS);
                 orders.drain(..surplus);
             }
+            Request::Create { .. } => {
+                self.created.fetch_max(body["userId"].as_i64().unwrap(), Ordering::Relaxed);
+            }
             Request::Issue { campaign, user } => {
                 self.wallets.lock().unwrap().entry(*user).or_default().push(*campaign);
             }
@@ -296,7 +331,27 @@ impl Market {
             (71..74, Some(Placed { order, user, .. })) => Request::Order { order, user },
             (74..77, _) => Request::Coupons { user },
             (77..79, _) if self.moments.is_some() => self.operate(random).unwrap_or(Request::Balance { user }),
+            (79..84, _) if self.doors => self.bring(random),
             _ => self.place(user, random),
+        }
+    }
+
+    /// What an operator does with records from elsewhere.
+    fn bring(&self, random: &mut Random) -> Request {
+        let version = self.versions.fetch_add(1, Ordering::Relaxed) + 1;
+        let kind = *random.pick(&[BroughtKind::User, BroughtKind::User, BroughtKind::Product, BroughtKind::Campaign]);
+        // A few at a time; each is left alone after some requests.
+        let id = elsewhere::FIRST + version / 24 + random.within(0, 2);
+        match random.within(0, 99) {
+            0..15 => Request::Create { version },
+            // Perhaps the one that the service gives a new user at this moment.
+            15..30 => {
+                let id = self.created.load(Ordering::Relaxed) + random.within(0, 2);
+                Request::Bring { kind: BroughtKind::User, id, version }
+            }
+            30..40 => Request::Forget { user: id },
+            40..75 => Request::Bring { kind, id, version },
+            _ => Request::Brought { kind, id },
         }
     }
 
@@ -333,7 +388,7 @@ impl Market {
     }
 }
 
-async fn send(request: reqwest::RequestBuilder) -> reqwest::Result<(u16, String, bool)> {
+pub(super) async fn send(request: reqwest::RequestBuilder) -> reqwest::Result<(u16, String, bool)> {
     let response = request.send().await?;
     let status = response.status().as_u16();
     let replayed = response.headers().get("idempotent-replayed").is_some_and(|value| value == "true");

@@ -144,7 +144,7 @@ impl Fault {
             Failover => options.replica && options.recovery == RecoveryMode::Automatic,
             PostgresFailover => options.standby && options.outbox_keep_seconds >= 60,
             PowerLoss => options.power_losses,
-            LyingGateway => options.gateway,
+            LyingGateway => options.gateway.is_some(),
             _ => true,
         }
     }

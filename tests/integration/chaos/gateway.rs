@@ -1,7 +1,9 @@
-//! The payment gateway of a run. It lies while the nemesis has it lie; in the end it has the money of the paid orders, and no other.
+//! The payment gateway of a run, of the generic protocol or a provider's. It lies while the nemesis has it lie; in the end it has the money of the paid orders, and no other.
+
+use std::collections::BTreeMap;
 
 use super::{facts::Facts, history::Random, losses::Losses};
-use crate::support::fake_gateway::{Behaviour, FakeGateway, QueryBehaviour};
+use crate::support::fake_gateway::{Behaviour, FakeGateway, Protocol, QueryBehaviour};
 
 /// What the gateway may do with payments, with questions about them, and with refunds.
 const PAYMENTS: [Behaviour; 9] = [
@@ -41,16 +43,28 @@ pub fn be_honest(gateway: &FakeGateway) {
 /// What the gateway has against the orders that no loss explains, and the requests that no correct service sends.
 pub fn contradictions(gateway: &FakeGateway, facts: &Facts, losses: &Losses) -> Vec<String> {
     let mut contradictions = gateway.faults();
+    let mut kept: BTreeMap<i64, i64> = BTreeMap::new();
     for uid in gateway.uids() {
+        // Nobody was asked to pay what a customer has only approved.
         let Some(order) = gateway.order_of(&uid).filter(|order| !losses.concern(*order)) else { continue };
-        let is_paid = facts.orders.get(&order).is_some_and(|fact| fact.status == "PAID");
-        let paid = facts.payments.values().find(|(of, .., receipt)| *of == order && *receipt == uid);
-        let left = facts.orders.get(&order).map_or(0, |fact| fact.left_price());
-        let due = paid.filter(|_| is_paid).map_or(0, |_| left);
-        let kept = gateway.kept(&uid);
+        *kept.entry(order).or_default() += gateway.kept(&uid);
+        let is_receipt = facts.payments.values().any(|(of, .., receipt)| *of == order && *receipt == uid);
+        if gateway.protocol == Protocol::Http && !is_receipt && gateway.kept(&uid) > 0 {
+            contradictions.push(format!("the gateway keeps money of order {order} under another receipt: {uid}"));
+        }
+    }
+    for (order, kept) in kept {
+        let fact = facts.orders.get(&order).filter(|fact| fact.status == "PAID" && facts.by_gateway.contains(&order));
+        let due = fact.map_or(0, |fact| fact.left_price());
         if kept != due {
-            contradictions
-                .push(format!("the gateway keeps {kept} won of order {order}, of which {due} are due: {uid}"));
+            contradictions.push(format!("the gateway keeps {kept} won of order {order}, of which {due} are due"));
+        }
+    }
+    // Each has a payment there.
+    let paid = facts.orders.iter().filter(|(_, fact)| fact.status == "PAID" && fact.left_price() > 0);
+    for (order, _) in paid.filter(|(order, _)| facts.by_gateway.contains(order) && !losses.concern(**order)) {
+        if !gateway.uids().iter().any(|uid| gateway.order_of(uid) == Some(*order)) {
+            contradictions.push(format!("order {order} is paid, and the gateway was not asked"));
         }
     }
     contradictions

@@ -84,10 +84,19 @@ pub enum Outcome {
 impl Outcome {
     /// The reply to this request.
     pub fn read(request: &Request, status: u16, body: &str, replayed: bool) -> Outcome {
+        if let (Request::Forget { .. }, 204) = (request, status) {
+            return Outcome::Done { body: Value::Null, replayed };
+        }
         let Ok(json) = serde_json::from_str::<Value>(body) else { return Outcome::Wrong(format!("{status} {body}")) };
         let code = json["errorCode"].as_str().unwrap_or("").to_owned();
         match (status, code.as_str(), request) {
-            (200, ..) => Outcome::Done { body: json, replayed },
+            (200, ..) | (201, _, Request::Create { .. } | Request::Bring { .. }) => {
+                Outcome::Done { body: json, replayed }
+            }
+            // Somebody, perhaps an earlier attempt, has forgotten the user.
+            (404, "USER_NOT_FOUND", Request::Forget { .. }) => Outcome::Done { body: Value::Null, replayed },
+            // What an operator brings in may be there or not.
+            (404, _, Request::Bring { .. } | Request::Brought { .. }) => Outcome::Refused { status, code },
             (402, "INSUFFICIENT_BALANCE", Request::Pay { .. }) => Outcome::Declined { replayed },
             (503, ..) | (409, "REQUEST_IN_PROGRESS", _) => Outcome::Unknown(format!("{status} {code}")),
             // Requests name only acknowledged objects, and no key serves two requests.
@@ -174,7 +183,9 @@ impl Operation {
     /// attempt if the reply is a replay.
     pub fn effect_within(&self) -> Option<(u64, u64)> {
         let effect_attempt = self.effect()?;
-        let first = if effect_attempt.outcome.replayed() { self.attempts.first()? } else { effect_attempt };
+        // Nothing tells which attempt forgot a user.
+        let repeats = effect_attempt.outcome.replayed() || matches!(self.request, Request::Forget { .. });
+        let first = if repeats { self.attempts.first()? } else { effect_attempt };
         Some((first.began, effect_attempt.ended))
     }
 
@@ -209,7 +220,7 @@ impl Operation {
                     if !first.reports_the_same(outcome) {
                         report("two replies under one key differ");
                     }
-                    if !outcome.replayed() {
+                    if !outcome.replayed() && !matches!(self.request, Request::Forget { .. }) {
                         report("a replay without Idempotent-Replayed");
                     }
                 }

@@ -270,6 +270,51 @@ impl SequentialSpec for Order {
     }
 }
 
+/// What operators bring in from elsewhere, or create: its version.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Brought {
+    Unknown,
+    Is(String),
+    Forgotten,
+}
+
+#[derive(Clone, Debug)]
+pub enum BroughtOp {
+    /// Creates it under an id of the service's own.
+    Create(String),
+    Bring(String),
+    Forget,
+    Read,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum BroughtRet {
+    Done,
+    NotFound,
+    Is(String),
+    /// The id is another record's.
+    Taken,
+}
+
+impl SequentialSpec for Brought {
+    type Op = BroughtOp;
+    type Ret = BroughtRet;
+
+    fn invoke(&mut self, op: &BroughtOp) -> BroughtRet {
+        match (&*self, op) {
+            (Brought::Is(version), BroughtOp::Read) => return BroughtRet::Is(version.clone()),
+            (_, BroughtOp::Read) | (Brought::Forgotten, BroughtOp::Bring(_)) => return BroughtRet::NotFound,
+            (Brought::Unknown, BroughtOp::Create(version)) | (_, BroughtOp::Bring(version)) => {
+                *self = Brought::Is(version.clone());
+            }
+            (_, BroughtOp::Create(_)) => return BroughtRet::Taken,
+            (Brought::Is(_), BroughtOp::Forget) => *self = Brought::Forgotten,
+            (_, BroughtOp::Forget) => {}
+        }
+        BroughtRet::Done
+    }
+}
+
 // --- tests of the checker --------------------------------------------------------------------------------------------
 
 fn at<S: SequentialSpec>(began: u64, ended: u64, op: S::Op, ret: S::Ret) -> Interval<S> {
@@ -304,4 +349,22 @@ fn history_rejected_when_units_released_twice() {
     let stock = |after| check("a", Stock(5), vec![held.clone(), read(5, 3), back.clone(), read(10, after)]);
     assert!(matches!(stock(5), CheckResult::Linearizable));
     assert!(matches!(stock(7), CheckResult::Not(_)));
+}
+
+#[test]
+fn history_rejected_when_creation_and_put_share_an_id() {
+    let name = |text: &str| text.to_owned();
+    let created = at(1, 9, BroughtOp::Create(name("own")), BroughtRet::Done);
+    let put = at(2, 8, BroughtOp::Bring(name("put")), BroughtRet::Done);
+    let read = |is: &str| at(20, 21, BroughtOp::Read, BroughtRet::Is(name(is)));
+    let verdict = |intervals| check("a", Brought::Unknown, intervals);
+    // The later one of two changes the record, and a creation is never later.
+    assert!(matches!(verdict(vec![created.clone(), put.clone(), read("put")]), CheckResult::Linearizable));
+    assert!(matches!(verdict(vec![created, put.clone(), read("own")]), CheckResult::Not(_)));
+    // A user that was forgotten stays so.
+    let gone = at(10, 11, BroughtOp::Forget, BroughtRet::Done);
+    assert!(matches!(verdict(vec![put.clone(), gone.clone(), read("put")]), CheckResult::Not(_)));
+    let again = |ret| at(12, 13, BroughtOp::Bring(name("again")), ret);
+    assert!(matches!(verdict(vec![put.clone(), gone.clone(), again(BroughtRet::NotFound)]), CheckResult::Linearizable));
+    assert!(matches!(verdict(vec![put, gone, again(BroughtRet::Done)]), CheckResult::Not(_)));
 }

@@ -16,12 +16,16 @@ use super::{
     nemesis::Chronicle,
     options::Options,
 };
+use crate::support::fake_gateway::Protocol;
 
 /// The losses that the log of recoveries names.
 pub struct Losses {
     pub recoveries: Vec<Recovery>,
     partitions: u16,
     ack: Ack,
+    replica: bool,
+    /// Whether the provider's payments need their preparations.
+    prepares: bool,
     /// By partition: how many decisions may be missing; `None` if their number is unknown.
     named: BTreeMap<u16, Option<i64>>,
     /// Partitions that the services recovered.
@@ -52,8 +56,9 @@ impl Losses {
             *sum = sum.zip(missing).map(|(sum, missing)| sum + missing);
         }
         let (partitions, ack, lags) = (options.partitions, options.ack, chronicle.lags.clone());
+        let (replica, prepares) = (options.replica, options.gateway == Some(Protocol::KakaoPay));
         let rebuilt = chronicle.rebuilds.iter().map(|rebuild| rebuild.partition).collect();
-        Losses { recoveries, partitions, ack, named, recovered, lags, rebuilt }
+        Losses { recoveries, partitions, ack, replica, prepares, named, recovered, lags, rebuilt }
     }
 
     fn partition(&self, id: i64) -> u16 {
@@ -79,6 +84,12 @@ impl Losses {
     /// Whether the goods of the partition of this object were ever withheld.
     pub fn withhold(&self, id: i64) -> bool {
         self.concern(id) || self.rebuilt.contains(&self.partition(id))
+    }
+
+    /// Whether Redis may lack what is no decision, such as the preparation of a payment: it was rebuilt, or a replica took over.
+    pub fn forget_preparations(&self, id: i64) -> bool {
+        let partition = self.partition(id);
+        self.prepares && (self.replica || self.recovered.contains(&partition) || self.rebuilt.contains(&partition))
     }
 
     /// The contradictions among replies that no loss explains.

@@ -11,15 +11,18 @@
 //! of the program, every second start of a service in that run is one of it.
 //!
 //! [`proxy`] is on every connection and breaks it; [`shop`] has the processes, [`clients`] the load, [`nemesis`] the [`faults`];
-//! [`gateway`] takes some of the payments; [`history`] is the record; [`facts`] compares it with the stores; [`losses`] is what a run
+//! [`gateway`] takes some of the payments, [`windows`] has its customers; [`elsewhere`] is what operators bring in; [`feed`] reads the events,
+//! and receives them by webhook; [`history`] is the record; [`facts`] compares it with the stores; [`losses`] is what a run
 //! may lose; [`objects`] and [`linear`] check single objects; [`situations`] has what a long run must have met; [`mutations`] tests
 //! the checks: each mutation breaks the program in one place.
 
 pub mod clients;
 mod corruption;
+mod elsewhere;
 mod evidence;
 pub mod facts;
 mod faults;
+mod feed;
 mod gateway;
 pub mod history;
 mod linear;
@@ -37,6 +40,7 @@ mod results;
 pub mod shop;
 mod situations;
 mod swarm;
+mod windows;
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -55,7 +59,7 @@ use self::{
     situations::Observed,
     swarm::Draw,
 };
-use crate::support::{harness::until, invariants};
+use crate::support::{fake_gateway::Protocol, harness::until, invariants};
 
 /// A broken promise, and the check that found it.
 #[derive(Clone, Debug)]
@@ -106,8 +110,12 @@ async fn acknowledged_decisions_survive_faults_across_partitions() {
 async fn acknowledged_decisions_survive_drawn_faults() {
     let mut draw = Draw::of(seed(), number("CHAOS_FAULTS", 6) as usize);
     draw.options.base_program = std::env::var_os("BASE_PROGRAM").map(Into::into);
-    // Earlier versions know no terms of sale.
+    // Earlier versions know no terms of sale, no providers, no webhooks, and nothing from elsewhere.
     draw.options.terms &= draw.options.base_program.is_none();
+    draw.options.doors &= draw.options.base_program.is_none();
+    if draw.options.base_program.is_some() {
+        draw.options.gateway = draw.options.gateway.map(|_| Protocol::Http);
+    }
     survive_faults(draw).await;
 }
 
@@ -171,12 +179,31 @@ async fn conclude(shop: &mut Shop, market: &Market, chronicle: &Chronicle) -> Co
     if let Err(loss) = settle(shop, market).await {
         found("the service", loss);
     }
+    let (mut events, mut decided) = (Vec::new(), BTreeMap::new());
+    if let Some(hook) = &shop.hook {
+        // The sweeper decides, too.
+        shop.holds_ended().await;
+        shop.caught_up().await;
+        let db = shop.db().await;
+        decided = feed::last_decisions(db.get_postgres_connection_pool()).await;
+        events = feed::read(shop).await;
+        hook.caught_up(db.get_postgres_connection_pool(), &events).await;
+        db.close().await.unwrap();
+    }
     shop.drain().await.into_iter().for_each(|what| found("the drain", what));
     let operations = market.history.all();
     let db = shop.db().await;
-    let facts = Facts::read(db.get_postgres_connection_pool()).await;
+    let pool = db.get_postgres_connection_pool();
+    let facts = Facts::read(pool).await;
     let losses = Losses::read(&db, &shop.options, chronicle).await;
     losses.contradictions(&operations).into_iter().for_each(|what| found("the replies", what));
+    if let Some(hook) = &shop.hook {
+        let contradictions = feed::contradictions(&events, &decided, &facts, &losses);
+        contradictions.into_iter().for_each(|what| found("the feed", what));
+        hook.contradictions(&events, &losses).into_iter().for_each(|what| found("the webhook", what));
+        let names = elsewhere::names_left(pool, &operations, &facts.brought, &events, &losses).await;
+        names.into_iter().for_each(|what| found("the names", what));
+    }
     if let Some(gateway) = &shop.gateway {
         let contradictions = gateway::contradictions(gateway, &facts, &losses);
         contradictions.into_iter().for_each(|what| found("the gateway", what));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
+    elsewhere::{self, BroughtKind},
     facts::{Facts, OrderFact},
     history::{Operation, Outcome, Request, now},
     linear::*,
@@ -50,6 +51,7 @@ struct Objects<'a> {
     balances: BTreeMap<i64, Vec<Interval<Balance>>>,
     products: BTreeMap<i64, Vec<Interval<Stock>>>,
     orders: BTreeMap<i64, Vec<Interval<Order>>>,
+    brought: BTreeMap<(BroughtKind, i64), Vec<Interval<Brought>>>,
 }
 
 /// Checks every object. With several partitions, units that go from one to another are on sale in neither for a moment: reads of
@@ -63,6 +65,7 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16, losse
         balances: BTreeMap::new(),
         products: BTreeMap::new(),
         orders: BTreeMap::new(),
+        brought: BTreeMap::new(),
     };
     let mut holders: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     for operation in operations.iter().filter(|operation| operation.done().is_some()) {
@@ -95,6 +98,14 @@ pub fn check_all(operations: &[Operation], facts: &Facts, partitions: u16, losse
     for (id, intervals) in objects.orders.into_iter().filter(|(id, _)| unharmed(id)) {
         results.check("order", id, Order::Pending, intervals);
     }
+    for ((kind, id), intervals) in objects.brought.into_iter().filter(|((_, id), _)| unharmed(id)) {
+        let start = match id {
+            // It is there from the start.
+            elsewhere::FIRST if kind == BroughtKind::User => Brought::Is(kind.label(id, 0)),
+            _ => Brought::Unknown,
+        };
+        results.check(kind.path(), id, start, intervals);
+    }
     results
 }
 
@@ -115,6 +126,18 @@ impl Objects<'_> {
             Request::Charge { user, amount } => {
                 let ret = BalanceRet::Is(body["balance"].as_i64().unwrap_or(-1));
                 self.balance(*user, (began, ended), BalanceOp::Charge(*amount), ret);
+            }
+            Request::Create { version } => {
+                let id = body["userId"].as_i64().unwrap_or(-1);
+                let op = BroughtOp::Create(elsewhere::name(0, *version));
+                self.brought(BroughtKind::User, id, (began, ended), op, BroughtRet::Done);
+            }
+            Request::Bring { kind, id, version } => {
+                let op = BroughtOp::Bring(kind.label(*id, *version));
+                self.brought(*kind, *id, (began, ended), op, BroughtRet::Done);
+            }
+            Request::Forget { user } => {
+                self.brought(BroughtKind::User, *user, (began, ended), BroughtOp::Forget, BroughtRet::Done);
             }
             Request::Restock { product, units } => {
                 let op = StockOp::Release(*units);
@@ -208,6 +231,11 @@ impl Objects<'_> {
                     let interval = Interval { began, ended, op: StockOp::Hold(lines[0].1), ret };
                     self.products.entry(lines[0].0).or_default().push(interval);
                 }
+                // A customer whose preparation is gone prepares the payment anew.
+                (Request::Pay { order, .. }, Outcome::Refused { code, .. })
+                    if operation.request.is_by_gateway()
+                        && code == "INVALID_PAYMENT_REQUEST"
+                        && self.losses.forget_preparations(*order) => {}
                 (Request::Pay { order, price, amount, .. }, Outcome::Refused { code, .. }) => {
                     let op = OrderOp::Pay { right: price == amount, affordable: true };
                     let paid = code == "ORDER_ALREADY_PAID";
@@ -232,6 +260,16 @@ impl Objects<'_> {
                     let last = body.as_array().and_then(|list| list.last());
                     let ret = BalanceRet::Is(last.and_then(|last| last["after_balance"].as_i64()).unwrap_or(-1));
                     self.balance(*user, within, BalanceOp::Read, ret);
+                }
+                (Request::Bring { kind, id, version }, Outcome::Refused { .. }) => {
+                    let op = BroughtOp::Bring(kind.label(*id, *version));
+                    self.brought(*kind, *id, within, op, BroughtRet::NotFound);
+                }
+                (Request::Brought { kind, id }, Outcome::Refused { .. }) => {
+                    self.brought(*kind, *id, within, BroughtOp::Read, BroughtRet::NotFound);
+                }
+                (Request::Brought { kind, id }, Outcome::Done { body, .. }) => {
+                    self.brought(*kind, *id, within, BroughtOp::Read, BroughtRet::Is(kind.label_of(body)));
                 }
                 (Request::Product { product }, Outcome::Done { body, .. }) => {
                     let ret = StockRet::Are(body["stockQuantity"].as_i64().unwrap_or(-1));
@@ -272,6 +310,10 @@ impl Objects<'_> {
         for (user, balance) in &facts.balances {
             self.balance(*user, last, BalanceOp::Read, BalanceRet::Is(*balance));
         }
+        for ((kind, id), label) in &facts.brought.labels {
+            let ret = if label.is_empty() { BroughtRet::NotFound } else { BroughtRet::Is(label.clone()) };
+            self.brought(*kind, *id, last, BroughtOp::Read, ret);
+        }
         for (product, units) in &facts.on_sale {
             let interval = Interval { began: last.0, ended: last.1, op: StockOp::Read, ret: StockRet::Are(*units) };
             self.products.entry(*product).or_default().push(interval);
@@ -280,6 +322,10 @@ impl Objects<'_> {
             let read = status(&order.status, &order.reason);
             self.order(*id, last, OrderOp::Read, OrderRet::Is(read));
         }
+    }
+
+    fn brought(&mut self, kind: BroughtKind, id: i64, (began, ended): (u64, u64), op: BroughtOp, ret: BroughtRet) {
+        self.brought.entry((kind, id)).or_default().push(Interval { began, ended, op, ret });
     }
 
     fn campaign(&mut self, id: i64, (began, ended): (u64, u64), op: CampaignOp, ret: CampaignRet) {

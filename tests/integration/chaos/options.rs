@@ -6,7 +6,8 @@ use clap::ValueEnum;
 use firstcome::config::{Ack, RecoveryMode};
 use serde_json::{Value, json};
 
-use crate::process::binary;
+use super::elsewhere::{self, BroughtKind};
+use crate::{process::binary, support::fake_gateway::Protocol};
 
 /// The goods and the users of a run.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub struct Goods {
     pub stock: i64,
     /// Whether some products have a limit per user, and some campaigns conditions.
     pub terms: bool,
+    /// Whether operators bring records in from elsewhere.
+    pub doors: bool,
     /// The products that share a limit per user, and the limit.
     pub limits: Vec<(Vec<i64>, i64)>,
 }
@@ -33,13 +36,17 @@ impl Goods {
     /// None yet.
     pub fn of(stock: i64) -> Goods {
         let (users, products, campaigns, limits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Goods { users, products, campaigns, stock, terms: false, limits }
+        Goods { users, products, campaigns, stock, terms: false, doors: false, limits }
     }
 
     /// Creates so many of each through the service at `base`.
     pub async fn create(&mut self, base: &str, users: i64, products: i64, campaigns: i64) {
         let create = async |path: &str, body: Value| binary::post(base, path, body).await.created();
         let created = create("/admin/v1/users/bulk", json!({"count": users, "balance": Goods::BALANCE})).await;
+        if self.doors {
+            let first = format!("/admin/v1/users/{}", elsewhere::FIRST);
+            binary::put(base, &first, BroughtKind::User.body(elsewhere::FIRST, 0)).await.created();
+        }
         let first = created["firstUserId"].as_i64().unwrap();
         self.users = (first..first + users).collect();
         for number in 0..products {
@@ -89,16 +96,17 @@ pub struct Options {
     pub users: i64,
     pub products: i64,
     pub campaigns: i64,
-    /// See [`Goods::terms`].
+    /// See [`Goods::terms`] and [`Goods::doors`]. With doors a webhook is sent every event.
     pub terms: bool,
+    pub doors: bool,
     pub ack: Ack,
     /// Whether Redis has a replica, and PostgreSQL a standby.
     pub replica: bool,
     pub standby: bool,
     /// Whether Sentinels watch Redis, which needs the replica.
     pub sentinels: bool,
-    /// Whether some orders are paid through a gateway.
-    pub gateway: bool,
+    /// What the gateway speaks through which some orders are paid, if there is one.
+    pub gateway: Option<Protocol>,
     /// Whether Redis records what it has flushed, so that its power may be lost.
     pub power_losses: bool,
     pub batch: u32,
@@ -123,11 +131,12 @@ impl Default for Options {
             products: 2,
             campaigns: 1,
             terms: false,
+            doors: false,
             ack: Ack::Redis,
             replica: false,
             standby: false,
             sentinels: false,
-            gateway: false,
+            gateway: None,
             power_losses: false,
             batch: 1000,
             linger_ms: 50,
@@ -150,7 +159,7 @@ impl Options {
     /// With enough goods for this many operations: each object is replaced after a number of requests.
     pub fn with_goods_for(self, operations: i64) -> Options {
         let each = 12 + operations / 100;
-        Options { users: 2 * each, products: each, campaigns: each, terms: true, ..self }
+        Options { users: 2 * each, products: each, campaigns: each, terms: true, doors: true, ..self }
     }
 
     /// The loss that a service reports, if that is a violation. Where the processes recover losses, `losses` judges by their log.
@@ -188,13 +197,16 @@ impl std::fmt::Display for Options {
             (self.replica, "a replica of Redis"),
             (self.standby, "a standby of PostgreSQL"),
             (self.sentinels, "Sentinels"),
-            (self.gateway, "a payment gateway"),
             (self.terms, "terms of sale"),
+            (self.doors, "records from elsewhere and a webhook"),
             (self.power_losses, "a record of what Redis has flushed"),
         ] {
             if is_there {
                 write!(f, ", {name}")?;
             }
+        }
+        if let Some(protocol) = self.gateway {
+            write!(f, ", a payment gateway ({protocol:?})")?;
         }
         if let Some(program) = &self.base_program {
             write!(f, ", every second start of a service one of {}", program.display())?;

@@ -4,6 +4,8 @@ use firstcome::model::Millis;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::elsewhere::{self, BroughtKind};
+
 /// One order in so many is paid through the gateway, if the run has one.
 const BY_GATEWAY: i64 = 3;
 
@@ -58,6 +60,24 @@ pub enum Request {
         product: i64,
         at: u64,
     },
+    /// An operator creates a user, whose name has this number.
+    Create {
+        version: i64,
+    },
+    /// An operator brings a record in under the id that it has elsewhere, or changes it to this version.
+    Bring {
+        kind: BroughtKind,
+        id: i64,
+        version: i64,
+    },
+    /// An operator forgets a user that may have been brought in.
+    Forget {
+        user: i64,
+    },
+    Brought {
+        kind: BroughtKind,
+        id: i64,
+    },
     Balance {
         user: i64,
     },
@@ -89,6 +109,10 @@ impl Request {
             Request::Restock { .. } => "restock",
             Request::Close { .. } => "close",
             Request::EndSale { .. } => "end sale",
+            Request::Create { .. } => "create",
+            Request::Bring { .. } => "bring in",
+            Request::Forget { .. } => "forget",
+            Request::Brought { .. } => "read what was brought in",
             Request::Balance { .. } => "read balance",
             Request::Entries { .. } => "read history",
             Request::Product { .. } => "read product",
@@ -101,11 +125,20 @@ impl Request {
         !self.verb().starts_with("read")
     }
 
+    /// Whether it pays through the gateway, if the run has one.
+    pub fn is_by_gateway(&self) -> bool {
+        matches!(self, Request::Pay { order, .. } if order % BY_GATEWAY == 0)
+    }
+
     /// The id of the object whose partition decides.
     pub fn owner(&self) -> i64 {
         match self {
             Request::Issue { campaign, .. } | Request::Close { campaign, .. } => *campaign,
+            // The sequence of new ids is the first partition's.
+            Request::Create { .. } => 0,
+            Request::Bring { id, .. } | Request::Brought { id, .. } => *id,
             Request::Charge { user, .. }
+            | Request::Forget { user }
             | Request::Place { user, .. }
             | Request::Balance { user }
             | Request::Entries { user }
@@ -154,7 +187,7 @@ impl Request {
                 (Method::POST, "/api/v1/orders".to_owned(), body)
             }
             Request::Pay { order, user, amount, .. } => {
-                let kind = if order % BY_GATEWAY == 0 { "KAKAO_PAY" } else { "CARD" };
+                let kind = if self.is_by_gateway() { "KAKAO_PAY" } else { "CARD" };
                 let body = json!({"orderId": order, "userId": user, "paymentType": kind, "amount": amount});
                 (Method::POST, "/api/v1/payments".to_owned(), body)
             }
@@ -185,6 +218,17 @@ impl Request {
                 let at = Millis((at / 1_000_000) as i64).local(chrono_tz::Asia::Seoul);
                 (Method::PATCH, format!("/admin/v1/products/{product}"), json!({"closesAt": at}))
             }
+            Request::Create { version } => {
+                let body = json!({"userName": elsewhere::name(0, *version), "balance": elsewhere::OPENING});
+                (Method::POST, "/admin/v1/users".to_owned(), body)
+            }
+            Request::Bring { kind, id, version } => {
+                (Method::PUT, format!("/admin/v1/{}/{id}", kind.path()), kind.body(*id, *version))
+            }
+            Request::Forget { user } => {
+                return (Method::DELETE, format!("/admin/v1/users/{user}?forfeit=true"), None);
+            }
+            Request::Brought { kind, id } => return (Method::GET, kind.read_path(*id), None),
             Request::Balance { user } => return (Method::GET, format!("/api/v1/balances/{user}"), None),
             Request::Entries { user } => {
                 return (Method::GET, format!("/api/v1/balances/{user}/history?limit=1000"), None);

@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ use tokio::process::{Child, Command};
 
 pub use super::options::{Goods, Options};
 use super::{
+    feed::Hook,
     logs::{serving, tail},
     machines,
     proxy::{Mode, Proxy, Upstream},
@@ -70,7 +72,9 @@ pub struct Shop {
     redis_url: String,
     pub postgres: PostgresServer,
     /// With [`Options::gateway`].
-    pub gateway: Option<FakeGateway>,
+    pub gateway: Option<Arc<FakeGateway>>,
+    /// The receiver of the webhook.
+    pub hook: Option<Hook>,
     /// With [`Options::standby`], until it takes the place of the primary; the next one is made when it is needed.
     pub standby: Option<Standby>,
     /// How many standbys there were.
@@ -107,9 +111,12 @@ impl Shop {
             know_each_other(&watchers, 1).await;
             redis_url = sentinel_url(&watchers);
         }
-        let goods = Goods { terms: options.terms, ..Goods::of(Goods::STOCK) };
+        let goods = Goods { terms: options.terms, doors: options.doors, ..Goods::of(Goods::STOCK) };
         let services = Vec::new();
-        let gateway = if options.gateway { Some(FakeGateway::start().await) } else { None };
+        let gateway = match options.gateway {
+            Some(protocol) => Some(Arc::new(FakeGateway::speaking(protocol).await)),
+            None => None,
+        };
         let mut shop = Shop {
             options,
             services,
@@ -122,6 +129,7 @@ impl Shop {
             redis_url,
             postgres,
             gateway,
+            hook: None,
             standby,
             standbys: 0,
             dir,
@@ -143,6 +151,9 @@ impl Shop {
         }
         let Options { users, products, campaigns, .. } = shop.options;
         let base = shop.bases()[0].clone();
+        if shop.options.doors {
+            shop.hook = Some(Hook::start(&base, users as u64).await);
+        }
         shop.goods.create(&base, users, products, campaigns).await;
         shop
     }
@@ -197,10 +208,12 @@ impl Shop {
                     .env("MAX_BACKLOG", "500");
                 // The projector logs at this level that another one was faster.
                 command.env("RUST_LOG", "info,firstcome::projector=debug");
+                // The receiver of the webhook is on this machine.
+                command.env("WEBHOOK_ALLOW_PRIVATE", "true");
                 // All clients have one address.
                 command.env("RATE_LIMIT_CLIENT_PER_SECOND", "0").env("RATE_LIMIT_USER_PER_SECOND", "0");
                 if let Some(gateway) = &self.gateway {
-                    command.env("PAYMENT_GATEWAY_KAKAO_PAY_URL", gateway.url());
+                    command.envs(gateway.environment());
                     command.env("PAYMENT_GATEWAY_TIMEOUT_MS", "1000").env("PAYMENT_GATEWAY_GIVE_UP_SECONDS", "5");
                 }
                 if service.clock_offset_ms != 0 {
@@ -310,6 +323,18 @@ impl Shop {
             (lag == 0).then_some(())
         })
         .await;
+    }
+
+    /// Waits until no order is held. No client is active.
+    pub async fn holds_ended(&self) {
+        let db = self.db().await;
+        until("no order is held", async || {
+            let sql = "SELECT count(*) FROM orders WHERE status = 'PENDING'";
+            let held: i64 = sqlx::query_scalar(sql).fetch_one(db.get_postgres_connection_pool()).await.unwrap();
+            (held == 0).then_some(())
+        })
+        .await;
+        db.close().await.unwrap();
     }
 
     /// Waits until every payment through the gateway has its outcome, and the gateway has refunded what it must.

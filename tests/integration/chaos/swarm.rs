@@ -10,6 +10,7 @@ use super::{
     history::Random,
     options::Options,
 };
+use crate::support::fake_gateway::Protocol;
 
 /// The largest weight of a fault.
 const MAX_WEIGHT: u64 = 9;
@@ -57,7 +58,7 @@ impl Draw {
             replica,
             standby: random.percent(40),
             sentinels,
-            gateway: random.percent(60),
+            gateway: random.percent(60).then(|| *random.pick(&Protocol::ALL)),
             power_losses: random.percent(50),
             batch: *random.pick(&[1, 7, 100, 1000]),
             linger_ms: *random.pick(&[0, 50, 300]),
@@ -140,6 +141,10 @@ fn seeds_cover_every_setting_and_leave_every_fault_out() {
         let scale = if fault.is_rare() { 3 } else { 1 };
         assert_eq!(weights, [0, scale, 2 * scale, 3 * scale].into(), "{fault:?}");
     }
+    for protocol in Protocol::ALL {
+        assert!(draws.iter().any(|draw| draw.options.gateway == Some(protocol)), "{protocol:?}");
+    }
+    assert!(draws.iter().any(|draw| draw.options.gateway.is_none()));
     assert!(draws.iter().all(|draw| draw.options.ack != Ack::Replica || draw.options.replica));
 }
 

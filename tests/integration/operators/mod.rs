@@ -13,7 +13,7 @@ mod runbook;
 mod sessions;
 mod telemetry;
 mod timeline;
-mod webhooks;
+pub mod webhooks;
 
 use firstcome::config::{OperatorsConfig, Secret};
 

@@ -1,7 +1,7 @@
 //! Webhooks: what receivers get, in which order, and what becomes of those that fail.
 
 mod failures;
-mod receiver;
+pub mod receiver;
 
 use std::collections::{BTreeMap, BTreeSet};
 

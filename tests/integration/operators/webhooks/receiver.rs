@@ -21,6 +21,8 @@ use tokio::{net::TcpListener, sync::Notify};
 /// A request that arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// By arrival.
+    pub number: usize,
     pub id: String,
     pub timestamp: i64,
     pub signatures: Vec<String>,
@@ -109,14 +111,19 @@ async fn receive(State(state): State<ReceiverState>, headers: HeaderMap, body: B
     let header = |name: &str| headers[name].to_str().unwrap().to_owned();
     assert_eq!(header("content-type"), "application/cloudevents+json; charset=utf-8");
     let body = String::from_utf8(body.to_vec()).unwrap();
-    let received = Received {
+    let mut received = Received {
+        number: 0,
         id: header("webhook-id"),
         timestamp: header("webhook-timestamp").parse().unwrap(),
         signatures: header("webhook-signature").split(' ').map(str::to_owned).collect(),
         event: serde_json::from_str(&body).unwrap(),
         body,
     };
-    state.received.lock().unwrap().push(received.clone());
+    {
+        let mut all = state.received.lock().unwrap();
+        received.number = all.len();
+        all.push(received.clone());
+    }
     if state.hangs.load(Ordering::SeqCst) {
         state.never.notified().await;
     }

@@ -24,6 +24,26 @@ impl FakeGateway {
         config
     }
 
+    /// The same as variables.
+    pub fn environment(&self) -> Vec<(&'static str, &str)> {
+        let provider = match self.protocol {
+            Protocol::Http => "http",
+            Protocol::Toss => "toss",
+            Protocol::KakaoPay => "kakaopay",
+            Protocol::PortOne => "portone",
+        };
+        vec![
+            ("PAYMENT_GATEWAY_KAKAO_PAY_URL", self.url()),
+            ("PAYMENT_PROVIDER_KAKAO_PAY", provider),
+            ("TOSS_SECRET_KEY", toss::SECRET_KEY),
+            ("KAKAOPAY_SECRET_KEY", kakaopay::SECRET_KEY),
+            ("KAKAOPAY_CID", kakaopay::CID),
+            ("PORTONE_API_SECRET", portone::API_SECRET),
+            ("PORTONE_WEBHOOK_SECRET", portone::WEBHOOK_SECRET),
+            ("PORTONE_STORE_ID", portone::STORE_ID),
+        ]
+    }
+
     /// The customer approves a payment at the provider. Returns what the provider gives the shop's page: `gatewayToken`.
     /// `prepared` is the service's reply to the preparation.
     pub fn approve_in_window(&self, prepared: &Value) -> String {
