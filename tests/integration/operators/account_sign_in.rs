@@ -4,14 +4,13 @@ use firstcome::config::{LimitsConfig, OidcConfig, OperatorsConfig, Secret};
 use reqwest::{
     Client, Method, Url,
     header::{COOKIE, LOCATION, SET_COOKIE},
-    redirect,
 };
 use serde_json::{Value, json};
 
 use crate::support::{
     api_kit::get,
     fake_issuer::{CLIENT_ID, CLIENT_SECRET, FakeIssuer, Fault, parameters},
-    harness::{ADMIN, Options, Reply, TestApp, read},
+    harness::{ADMIN, Options, Reply, TestApp, browser, read},
 };
 
 /// Options of a service whose operators have accounts at this provider.
@@ -35,8 +34,7 @@ struct Browser<'a> {
 
 impl<'a> Browser<'a> {
     fn new(test: &'a TestApp) -> Self {
-        let client = Client::builder().no_proxy().redirect(redirect::Policy::none()).build().unwrap();
-        Browser { test, client, cookie: String::new() }
+        Browser { test, client: browser(), cookie: String::new() }
     }
 
     async fn go(&self, path: &str) -> Reply {

@@ -2,12 +2,17 @@
 
 use std::{fs, time::Duration};
 
-use firstcome::dev::ScratchDir;
+use firstcome::{dev::ScratchDir, model::Clock};
+use reqwest::header::{COOKIE, LOCATION, SET_COOKIE};
+use serde_json::json;
 use tokio::process::Command;
 
 use crate::{
     process::binary::{ADMIN, Running, Servers, get, program, run},
-    support::harness::until,
+    support::{
+        fake_issuer::{CLIENT_ID, CLIENT_SECRET, FakeIssuer, parameters},
+        harness::{browser, read, until},
+    },
 };
 
 /// Secrets that no output may contain. There are two, since an error may quote a part of its input.
@@ -233,6 +238,42 @@ async fn secret_read_from_file_without_its_newline() {
     assert!(said.contains("ADMIN_TOKEN and ADMIN_TOKEN_FILE are both set"), "{said}");
     assert_hidden(&said, "both");
     servers.end().await;
+}
+
+/// At the most verbose level: the client's secret, the code, the tokens, what binds the sign-in to its browser, the session.
+#[tokio::test]
+async fn secret_not_printed_when_account_signs_in() {
+    let (dir, issuer) = (ScratchDir::new().unwrap(), FakeIssuer::start().await);
+    let mut command = program(&["dev", "--dir", dir.path().join("data").to_str().unwrap()]);
+    command.envs([("BIND_ADDR", "127.0.0.1:0"), ("RUST_LOG", "trace"), ("OPS_OIDC_CLIENT_ID", CLIENT_ID)]);
+    let mut dev = Running::start(
+        command.env("OPS_OIDC_ISSUER", &issuer.url).env("OPS_OIDC_CLIENT_SECRET", CLIENT_SECRET),
+        &dir,
+        "dev",
+    );
+    let base = dev.base().await;
+    let browser = browser();
+    let mut secrets = vec![CLIENT_SECRET.to_owned(), "an-access-token".to_owned(), "eyJ".to_owned()];
+    for (claims, to) in [(json!({}), "/ops"), (json!({"nonce": "another"}), "/ops#sign-in-nonce")] {
+        let began = read(browser.get(format!("{base}/ops/oidc"))).await;
+        let cookie = began.headers[SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned();
+        let url = began.headers[LOCATION].to_str().unwrap();
+        let (code, asked) = (issuer.code(url, Clock::system().own().0, &claims), parameters(url));
+        let back = format!("{base}/ops/oidc/callback?code={code}&state={}", asked["state"]);
+        let ended = read(browser.get(back).header(COOKIE, &cookie)).await;
+        assert_eq!(ended.headers[LOCATION], to);
+        secrets.extend([code, asked["state"].clone(), asked["nonce"].clone()]);
+        secrets.extend(
+            [&cookie, ended.headers[SET_COOKIE].to_str().unwrap()]
+                .map(|cookie| cookie.split(';').next().unwrap().split_once('=').unwrap().1.to_owned()),
+        );
+    }
+    dev.stop().await;
+    let said = dev.out() + &dev.err();
+    assert!(said.contains("the ID token is of another sign-in") && said.contains("reqwest::connect"), "{said}");
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        assert!(!said.contains(secret), "{secret}");
+    }
 }
 
 #[tokio::test]

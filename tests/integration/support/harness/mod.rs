@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{redis::proxy::Proxy, support::invariants};
 pub use databases::{admin_sql, drop_database, fresh_database, postgres_url};
-pub use requests::{Reply, client, client_at, read};
+pub use requests::{Reply, browser, client, client_at, read};
 
 /// The operators' token of every test.
 pub const ADMIN: &str = "a-token-for-tests";

@@ -149,9 +149,18 @@ impl TestApp {
 
 /// A client with connections of its own.
 pub fn client() -> reqwest::Client {
+    client_builder().build().unwrap()
+}
+
+/// A client that follows no redirects, as a browser whose every step a test sees.
+pub fn browser() -> reqwest::Client {
+    client_builder().redirect(reqwest::redirect::Policy::none()).build().unwrap()
+}
+
+fn client_builder() -> reqwest::ClientBuilder {
     // Fails in every test but the first, which installs the provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().build().unwrap()
+    reqwest::Client::builder().no_proxy()
 }
 
 /// A client whose connections come from a local address. It replaces an idle connection long before a service with short time
