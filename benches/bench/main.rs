@@ -32,6 +32,7 @@ mod saturation;
 mod scripts;
 mod servers;
 mod targets;
+mod webhooks;
 
 use std::{
     path::PathBuf,
@@ -50,6 +51,7 @@ const SECTIONS: &[&str] = &[
     "everysec",
     "connections",
     "projector",
+    "webhooks",
     "burst",
     "saturation",
     "replica",
@@ -224,6 +226,7 @@ async fn run_section(section: &str, options: &Options, report: &mut Report, targ
         "everysec" => scripts::everysec(&servers, options, report).await,
         "connections" => connections::run(&servers, options, report).await,
         "projector" => projector::run(&servers, options, report, targets).await,
+        "webhooks" => webhooks::run(&servers, options, report, targets).await,
         "burst" => burst::run(&servers, options, report, targets).await,
         "saturation" => saturation::run(&servers, options, report).await,
         "audit" => audit::run(&servers, options, report).await,

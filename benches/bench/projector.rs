@@ -23,8 +23,18 @@ const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Backlogs of each kind.
 const BACKLOGS: usize = 2;
 
+/// Variables of the projector's environment.
+pub type Variables = [(&'static str, &'static str)];
+pub const KEEPING: [(&str, &str); 1] = [("OUTBOX_KEEP_SECONDS", "60")];
+/// How backlogs are projected, in alternation.
+const MODES: [(&str, &Variables); 3] = [
+    ("", &KEEPING),
+    (", nothing kept of the outbox", &[("OUTBOX_KEEP_SECONDS", "0")]),
+    (", no events", &[("OUTBOX_KEEP_SECONDS", "60"), ("EVENTS_KEEP_DAYS", "0")]),
+];
+
 /// The measurements of a backlog.
-struct Backlog {
+pub struct Backlog {
     /// Decisions, and the seconds that the API took for them.
     decided: u64,
     deciding: f64,
@@ -32,7 +42,7 @@ struct Backlog {
     projected: f64,
     projecting: f64,
     /// CPU-µs per event: projector, Redis, PostgreSQL.
-    us: [f64; 3],
+    pub us: [f64; 3],
     /// Bytes of the outbox per event, afterwards.
     kept: f64,
 }
@@ -57,20 +67,22 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         let _projector = servers.process(PROJECT, &[])?;
         servers.drain().await?;
     }
-    let (mut issues, mut sales) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+    let (mut issues, mut sales) = (MODES.map(|_| Vec::new()), MODES.map(|_| Vec::new()));
     for _ in 0..if options.quick { 1 } else { BACKLOGS } {
-        for (at, keeps) in [true, false].into_iter().enumerate() {
+        for (at, (_, variables)) in MODES.into_iter().enumerate() {
             let make = async || make_issues(&alone, users, wanted).await;
-            issues[at].push(backlog(servers, &alone, make, keeps).await?);
+            issues[at].push(backlog(servers, &alone, make, variables).await?);
             let make = async || make_sales(&alone, users, &products, wanted).await;
-            sales[at].push(backlog(servers, &alone, make, keeps).await?);
+            sales[at].push(backlog(servers, &alone, make, variables).await?);
         }
     }
     drop(alone);
     report.heading("The projector");
     report.text(&format!(
         "{wanted} decisions over HTTP by {CONNECTIONS} connections without a projector; then the projector alone, until PostgreSQL has \
-         them all. CPU-µs are per event, during the projection; the bytes are those of the outbox afterwards, which keeps events for a          minute after their commit, or not (`OUTBOX_KEEP_SECONDS=0`), in alternation."
+         them all. CPU-µs are per decision, during the projection; the bytes are those of the outbox afterwards, which keeps decisions for a \
+         minute after their commit, or not (`OUTBOX_KEEP_SECONDS=0`). Without events (`EVENTS_KEEP_DAYS=0`) nothing is written for other \
+         systems. In alternation."
     ));
     let middle = |of: &[Backlog], value: &dyn Fn(&Backlog) -> f64| median(of.iter().map(value));
     let line = |name: &str, of: &[Backlog]| {
@@ -99,13 +111,18 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
             "sum µs",
             "bytes kept",
         ],
-        &[
-            line("coupon issues", &issues[0]),
-            line("coupon issues, nothing kept", &issues[1]),
-            line("orders and payments, half each", &sales[0]),
-            line("orders and payments, nothing kept", &sales[1]),
-        ],
+        &[("coupon issues", &issues), ("orders and payments", &sales)]
+            .into_iter()
+            .flat_map(|(name, of)| MODES.iter().zip(of).map(move |((mode, _), of)| (format!("{name}{mode}"), of)))
+            .map(|(name, of)| line(&name, of))
+            .collect::<Vec<_>>(),
     );
+    let of_events = |of: &[Vec<Backlog>; 3]| -> Vec<f64> {
+        of[0].iter().zip(&of[2]).map(|(with, without)| with.us[2] - without.us[2]).collect()
+    };
+    let (of_issues, of_sales) = (of_events(&issues), of_events(&sales));
+    let note = format!("coupon issues {}, orders and payments {}", spread(&of_issues), spread(&of_sales));
+    targets.measured(Target::EventsPostgres, median(of_issues.iter().chain(&of_sales).copied()), note);
 
     let service = servers.process(SERVE, &[])?;
     let seconds = if options.quick { 3.0 } else { 10.0 };
@@ -149,20 +166,19 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     Ok(())
 }
 
-/// Creates a backlog, starts the projector, and waits until the backlog is projected. `keeps`: the outbox keeps it.
-async fn backlog(
+/// Creates a backlog, starts the projector, and waits until the backlog is projected.
+pub async fn backlog(
     servers: &Servers,
     alone: &Process,
     make: impl AsyncFn() -> Result<(u64, f64)>,
-    keeps: bool,
+    variables: &Variables,
 ) -> Result<Backlog> {
     // Nothing is kept of the one before, which is in PostgreSQL.
     let (mut link, outbox) = (servers.redis_link().await?, Keys(Partition(0)).outbox());
     redis::cmd("XTRIM").arg(&outbox).arg("MAXLEN").arg(0).exec_async(&mut link).await?;
     servers.tidy().await?;
     let (decided, deciding) = make().await?;
-    let seconds = if keeps { "60" } else { "0" };
-    let projector = servers.process_with(PROJECT, &[], &[("OUTBOX_KEEP_SECONDS", seconds)])?;
+    let projector = servers.process_with(PROJECT, &[], variables)?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
     let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());
     servers.drain().await?;
@@ -182,7 +198,7 @@ async fn backlog(
     })
 }
 
-async fn make_issues(alone: &Process, users: Users, count: u64) -> Result<(u64, f64)> {
+pub async fn make_issues(alone: &Process, users: Users, count: u64) -> Result<(u64, f64)> {
     let campaign = alone.campaign(users.count).await?;
     let load = loads::issue(campaign, move |n| users.nth(n), 200);
     let round = client::run(alone.address, CONNECTIONS, &load, 0..count, Duration::MAX).await?;

@@ -3,8 +3,14 @@
 
 use std::{fs, process::Stdio};
 
+use serde_json::{Value, json};
+
 use super::{Page, page};
-use crate::process::binary::{Servers, get, run};
+use crate::{
+    operators::webhooks::receiver::Receiver,
+    process::binary::{Servers, get, post, run},
+    support::harness::until,
+};
 
 /// What the queries of the page print of a small shop.
 const FILES: [(&str, &str); 3] = [
@@ -30,6 +36,18 @@ fn commands(page: &Page) -> Vec<Vec<String>> {
     let commands = lines.iter().filter(|line| line.block == Some("sh")).map(|line| line.text.trim().to_owned());
     let ours = commands.filter_map(|command| Some(command.strip_prefix("firstcome ")?.to_owned()));
     ours.map(|command| command.split(' ').map(str::to_owned).collect()).collect()
+}
+
+/// The requests of the page that write: paths and bodies, in their order.
+fn requests(page: &Page) -> Vec<(String, Value)> {
+    let lines: Vec<&str> = page.lines().iter().filter(|line| line.block == Some("sh")).map(|line| line.text).collect();
+    let script = lines.join("\n").replace("\\\n", " ");
+    let request = |command: &str| {
+        let (_, path) = command.strip_prefix("curl ")?.split_once(" localhost:8080")?;
+        let (path, body) = path.split_once("-d '")?;
+        Some((path.trim().to_owned(), serde_json::from_str(body.strip_suffix('\'')?).unwrap()))
+    };
+    script.lines().filter_map(request).collect()
 }
 
 #[tokio::test]
@@ -59,13 +77,26 @@ async fn moving_page_leads_to_the_shop() {
     let (status, said) = run(import.current_dir(servers.dir.path()).env("RUST_LOG", "warn")).await;
     assert!(status.success() && said.contains("3 rows: 1 created, 0 changed, 2 unchanged"), "{said}");
 
-    let mut serve = servers.start_role(&["serve"], "serve");
+    let mut serve = servers.start_with(&["serve"], &[("WEBHOOK_ALLOW_PRIVATE", "true")], "serve");
     let base = serve.base().await;
     let shown = get(&base, "/api/v1/balances/1").await.ok();
     assert_eq!((shown["userName"].as_str(), shown["balance"].as_i64()), (Some("이다은"), Some(12_000)));
     assert_eq!(get(&base, "/api/v1/balances/2").await.ok()["userName"], "Kim, \"Sky\"");
     assert_eq!(get(&base, "/api/v1/products/9").await.ok()["price"], 139_000);
     assert_eq!(get(&base, "/admin/v1/coupons/4").await.ok()["remainingQuantity"], 30);
+
+    let receiver = Receiver::start().await;
+    let requests = requests(&page);
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    for (path, mut body) in requests {
+        if path.ends_with("/webhooks") {
+            body["url"] = json!(receiver.url);
+        }
+        let reply = post(&base, &path, body).await;
+        assert!(reply.status.is_success(), "{path}: {}", reply.text);
+    }
+    let is_placed = async || receiver.received().iter().any(|it| it.kind() == "order.placed").then_some(());
+    until("the order arrives", is_placed).await;
     serve.stop().await;
     servers.end().await;
 }
