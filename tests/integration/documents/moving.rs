@@ -21,7 +21,7 @@ const FILES: [(&str, &str); 3] = [
     ),
     (
         "products.jsonl",
-        "{\"productId\": 9, \"productName\": \"에어포스\", \"price\": 139000.00, \"stockQuantity\": 50, \"category\": \"SHOES\"}\n",
+        "{\"productId\": 9, \"productName\": \"양말\", \"price\": 9000.00, \"stockQuantity\": 50, \"category\": \"SOCKS\"}\n",
     ),
     (
         "coupons.jsonl",
@@ -30,11 +30,12 @@ const FILES: [(&str, &str); 3] = [
     ),
 ];
 
-/// The commands of the page that call the program, in their order.
+/// The commands of the page that call the program and end, in their order.
 fn commands(page: &Page) -> Vec<Vec<String>> {
     let lines = page.lines();
     let commands = lines.iter().filter(|line| line.block == Some("sh")).map(|line| line.text.trim().to_owned());
     let ours = commands.filter_map(|command| Some(command.strip_prefix("firstcome ")?.to_owned()));
+    let ours = ours.filter(|command| command != "serve");
     ours.map(|command| command.split(' ').map(str::to_owned).collect()).collect()
 }
 
@@ -82,7 +83,7 @@ async fn moving_page_leads_to_the_shop() {
     let shown = get(&base, "/api/v1/balances/1").await.ok();
     assert_eq!((shown["userName"].as_str(), shown["balance"].as_i64()), (Some("이다은"), Some(12_000)));
     assert_eq!(get(&base, "/api/v1/balances/2").await.ok()["userName"], "Kim, \"Sky\"");
-    assert_eq!(get(&base, "/api/v1/products/9").await.ok()["price"], 139_000);
+    assert_eq!(get(&base, "/api/v1/products/9").await.ok()["price"], 9_000);
     assert_eq!(get(&base, "/admin/v1/coupons/4").await.ok()["remainingQuantity"], 30);
 
     let receiver = Receiver::start().await;
