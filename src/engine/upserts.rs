@@ -14,9 +14,12 @@ use super::{
     operators::{CLOSING_GRACE_MS, UPDATE_ATTEMPTS},
     *,
 };
-use crate::redis::{
-    commands::{Created, Moved, NumberedPrice, PutUserOutcome, UserBatch},
-    queries::resources::NamedUser,
+use crate::{
+    model::{CLOSED_BEFORE_NOW, NO_WINDOW},
+    redis::{
+        commands::{Created, Moved, NumberedPrice, PutUserOutcome, UserBatch},
+        queries::resources::NamedUser,
+    },
 };
 
 /// The highest id from elsewhere. The ids above it are for new records.
@@ -199,11 +202,23 @@ impl Engine {
     /// What [`Engine::put_campaign`] would do.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] if it has other terms; [`Error::Unavailable`].
+    /// [`Error::InvalidRequest`] if it has other terms, or would have no window; [`Error::Unavailable`].
     pub async fn preview_campaign(&self, id: CouponId, new: &NewCampaign) -> Result<PutOutcome, Error> {
-        let Some(found) = self.store.campaign(id).await? else { return Ok(PutOutcome::Created) };
-        let patch = moved_window(&found.terms, new)?;
-        Ok(if patch.is_some() { PutOutcome::Changed } else { PutOutcome::Unchanged })
+        let now = self.clock.now();
+        let Some(found) = self.store.campaign(id).await? else {
+            let terms = new_campaign(id, new, new.opens_at.unwrap_or(now)).terms;
+            return if terms.has_window() { Ok(PutOutcome::Created) } else { Err(Error::InvalidRequest(NO_WINDOW)) };
+        };
+        let Some(CampaignPatch { opens_at, closes_at }) = moved_window(&found.terms, new)? else {
+            return Ok(PutOutcome::Unchanged);
+        };
+        if closes_at.is_some_and(|at| at.plus(CLOSING_GRACE_MS) < now) {
+            return Err(Error::InvalidRequest(CLOSED_BEFORE_NOW));
+        }
+        let opens_at = opens_at.unwrap_or(found.terms.opens_at);
+        let closes_at = closes_at.map_or(found.terms.closes_at, |at| at.max(now));
+        let moved = CampaignTerms { opens_at, closes_at, ..found.terms };
+        if moved.has_window() { Ok(PutOutcome::Changed) } else { Err(Error::InvalidRequest(NO_WINDOW)) }
     }
 
     /// Creates the user of a token, if no user has this id. A user that was forgotten stays so.

@@ -18,6 +18,19 @@ pub struct CampaignTerms {
     pub expires_at: Millis,
 }
 
+impl CampaignTerms {
+    /// Whether the window has an instant, and ends before the coupons expire.
+    pub fn has_window(&self) -> bool {
+        self.opens_at < self.closes_at && self.closes_at <= self.expires_at
+    }
+}
+
+/// Why a campaign is refused whose terms have no window.
+pub const NO_WINDOW: &str = "the campaign's window is no window";
+
+/// Why the end of a window is refused that is in the past, but for a moment.
+pub const CLOSED_BEFORE_NOW: &str = "a campaign can't have closed before now";
+
 /// A campaign and the number of its issued coupons.
 #[derive(Clone, Debug)]
 pub struct Campaign {

@@ -34,7 +34,6 @@ const REASONS = {
     'the window is empty, or the group has no limit': ['reason.terms', 'closesAt'],
     "the campaign's window is empty": ['reason.campaign', 'closesAt'],
     "the campaign's window is no window": ['reason.campaign', 'closesAt'],
-    "the campaign's window would be none": ['reason.campaign', 'closesAt'],
     "a campaign can't have closed before now": ['reason.past', 'closesAt'],
     'the product would have too many units': ['reason.units', 'stockDelta'],
 };

@@ -1,7 +1,7 @@
 //! Campaigns and their coupons.
 
 use crate::{
-    model::{Call, CampaignPatch, CampaignTerms, CouponId, Error, Millis, Reply, UserId},
+    model::{CLOSED_BEFORE_NOW, Call, CampaignPatch, CampaignTerms, CouponId, Error, Millis, NO_WINDOW, Reply, UserId},
     redis::{
         Store,
         batchable::Batchable,
@@ -223,7 +223,7 @@ impl Store {
             ReplyCode::AlreadyExists => Ok(None),
             // A concurrent request under the same key found the campaign, and moved its window.
             ReplyCode::Moved => Err(Error::InProgress),
-            ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window is no window")),
+            ReplyCode::InvalidWindow => Err(Error::InvalidRequest(NO_WINDOW)),
             _ => Err(reply.unexpected()),
         }
     }
@@ -277,8 +277,8 @@ impl Store {
             // A concurrent request under the same key has created the campaign.
             ReplyCode::Created => Err(Error::InProgress),
             ReplyCode::CampaignNotFound => Err(Error::CampaignNotFound),
-            ReplyCode::ClosesInPast => Err(Error::InvalidRequest("a campaign can't have closed before now")),
-            ReplyCode::InvalidWindow => Err(Error::InvalidRequest("the campaign's window would be none")),
+            ReplyCode::ClosesInPast => Err(Error::InvalidRequest(CLOSED_BEFORE_NOW)),
+            ReplyCode::InvalidWindow => Err(Error::InvalidRequest(NO_WINDOW)),
             _ => Err(reply.unexpected()),
         }
     }

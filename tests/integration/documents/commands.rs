@@ -7,7 +7,7 @@ use super::{Page, pages};
 use crate::{support::repository::root, test_names::all_tests};
 
 /// Further programs that a shell block may call.
-const OTHER_PROGRAMS: [&str; 4] = ["psql", "export", "curl", "mariadb"];
+const OTHER_PROGRAMS: [&str; 6] = ["psql", "export", "curl", "mariadb", "redis-server", "sed"];
 
 /// The commands of shell blocks, with continued lines joined, and inline code that begins with a program of ours.
 fn commands(page: &Page) -> Vec<String> {

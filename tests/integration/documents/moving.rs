@@ -88,7 +88,7 @@ async fn moving_page_leads_to_the_shop() {
 
     let receiver = Receiver::start().await;
     let requests = requests(&page);
-    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(requests.len(), 3, "{requests:?}");
     for (path, mut body) in requests {
         if path.ends_with("/webhooks") {
             body["url"] = json!(receiver.url);
@@ -96,8 +96,9 @@ async fn moving_page_leads_to_the_shop() {
         let reply = post(&base, &path, body).await;
         assert!(reply.status.is_success(), "{path}: {}", reply.text);
     }
-    let is_placed = async || receiver.received().iter().any(|it| it.kind() == "order.placed").then_some(());
-    until("the order arrives", is_placed).await;
+    let is_paid = async || receiver.received().iter().any(|it| it.kind() == "order.paid").then_some(());
+    until("the payment arrives", is_paid).await;
+    assert_eq!(receiver.received()[0].kind(), "order.placed");
     serve.stop().await;
     servers.end().await;
 }

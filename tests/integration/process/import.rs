@@ -247,6 +247,39 @@ async fn import_stands_in_operator_log() {
     servers.end().await;
 }
 
+/// A rehearsal says what the import says, also of campaigns that are over.
+#[tokio::test]
+async fn dry_run_rejects_what_the_import_rejects() {
+    let servers = migrated().await;
+    let file = |second: &str| {
+        format!(
+            "{{\"id\":1,\"code\":\"KEPT\",\"type\":\"FIXED\",\"amount\":1000,\"quantity\":5,\"opensAt\":\"2026-01-01T00:00:00\",\
+             \"expiredAt\":\"2099-01-01T00:00:00\"}}\n{second}\n"
+        )
+    };
+    let coupon = |closes: &str, expires: &str| {
+        format!(
+            "{{\"id\":2,\"code\":\"OVER\",\"type\":\"FIXED\",\"amount\":1000,\"quantity\":5{closes},\"expiredAt\":\"{expires}\"}}"
+        )
+    };
+    let expired = file(&coupon("", "2025-12-31T23:59:59"));
+    let said = async |rows: &str, more: &[&str]| {
+        let (status, said, rejected) = import(&servers, "coupons", "coupons.jsonl", rows.as_bytes(), more).await;
+        let outcome = said.split(" rows: ").nth(1).and_then(|said| said.split(", in ").next()).map(str::to_owned);
+        (status, outcome, rejected)
+    };
+    let rehearsed = said(&expired, &["--dry-run"]).await;
+    assert!(rehearsed.2.as_ref().is_some_and(|rejected| rejected.contains("window is no window")), "{rehearsed:?}");
+    assert_eq!(said(&expired, &[]).await, rehearsed);
+    // The window of a campaign that exists can't have ended in the past either.
+    let open = file(&coupon("", "2099-01-01T00:00:00"));
+    assert_eq!(said(&open, &[]).await.0, 0);
+    let closed = file(&coupon(",\"closesAt\":\"2025-12-31T23:59:59\"", "2099-01-01T00:00:00"));
+    let rehearsed = said(&closed, &["--dry-run"]).await;
+    assert_eq!((rehearsed.0, said(&closed, &[]).await), (1, rehearsed.clone()));
+    servers.end().await;
+}
+
 #[tokio::test]
 async fn many_users_imported_in_several_steps() {
     let servers = migrated().await;
