@@ -157,11 +157,10 @@ impl Engine {
     /// Those of every write; [`Error::InvalidRequest`] if the window, with the defaults of its omitted ends, is empty.
     pub async fn create_campaign(&self, call: &Call, new: NewCampaign) -> Outcome<Campaign> {
         // Only for the check below: the store's clock sets the beginning of a campaign that opens at once.
-        let opens_at = new.opens_at.unwrap_or(self.clock.now());
-        let closes_at = new.closes_at.unwrap_or(new.expires_at);
+        let now = self.clock.now();
         // Not for a repeat, which may come after the end of the window.
         let before = self.store.ids_reserved_before(call).await?;
-        if before.is_none() && (opens_at >= closes_at || closes_at > new.expires_at) {
+        if before.is_none() && !new.has_window(now) {
             return Err(Error::InvalidRequest("the campaign's window is empty"));
         }
         let mut reserved = match before {
@@ -173,7 +172,7 @@ impl Engine {
         for _ in 0..ID_ATTEMPTS {
             let creation = creation(&attempt, reserved, CouponId::new, &mut replayed)?;
             let id = creation.reserved.value;
-            let terms = new_campaign(id, &new, opens_at).terms;
+            let terms = new_campaign(id, &new, new.opens_at.unwrap_or(now)).terms;
             let opens_at = match self.store.campaign_create(&creation.call(id.get()), &terms, new.opens_at).await? {
                 Some(Reply { value: opens_at, .. }) => Some(opens_at),
                 None if !creation.is_own(Created::Before) => None,

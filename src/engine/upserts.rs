@@ -206,8 +206,7 @@ impl Engine {
     pub async fn preview_campaign(&self, id: CouponId, new: &NewCampaign) -> Result<PutOutcome, Error> {
         let now = self.clock.now();
         let Some(found) = self.store.campaign(id).await? else {
-            let terms = new_campaign(id, new, new.opens_at.unwrap_or(now)).terms;
-            return if terms.has_window() { Ok(PutOutcome::Created) } else { Err(Error::InvalidRequest(NO_WINDOW)) };
+            return if new.has_window(now) { Ok(PutOutcome::Created) } else { Err(Error::InvalidRequest(NO_WINDOW)) };
         };
         let Some(CampaignPatch { opens_at, closes_at }) = moved_window(&found.terms, new)? else {
             return Ok(PutOutcome::Unchanged);

@@ -21,8 +21,12 @@ pub struct CampaignTerms {
 impl CampaignTerms {
     /// Whether the window has an instant, and ends before the coupons expire.
     pub fn has_window(&self) -> bool {
-        self.opens_at < self.closes_at && self.closes_at <= self.expires_at
+        is_window(self.opens_at, self.closes_at, self.expires_at)
     }
+}
+
+fn is_window(opens_at: Millis, closes_at: Millis, expires_at: Millis) -> bool {
+    opens_at < closes_at && closes_at <= expires_at
 }
 
 /// Why a campaign is refused whose terms have no window.
@@ -52,6 +56,13 @@ pub struct NewCampaign {
     pub opens_at: Option<Millis>,
     pub closes_at: Option<Millis>,
     pub expires_at: Millis,
+}
+
+impl NewCampaign {
+    /// As [`CampaignTerms::has_window`], created at `now`.
+    pub fn has_window(&self, now: Millis) -> bool {
+        is_window(self.opens_at.unwrap_or(now), self.closes_at.unwrap_or(self.expires_at), self.expires_at)
+    }
 }
 
 /// A change of a campaign's window. `None` leaves a field unchanged.
