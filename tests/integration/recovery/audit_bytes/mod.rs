@@ -119,6 +119,7 @@ fn meaningless(place: &Place, text: &[u8]) -> Option<&'static str> {
         }
         "Freed id" | "Freed field id" if is_number => "only its changes count",
         "Meta forgotten" if is_number => "only its changes count",
+        "Outbox users_created forgotten name" => "PostgreSQL does not have the name any more",
         "User tail" if is_earlier => "so is that of a change whose entry was trimmed",
         "Gateway score" => "the next check comes within its longest pause",
         "Meta relayed" => "a lower mark: the steps are taken again, and change nothing",

@@ -98,9 +98,12 @@ pub async fn all_places(redis: &mut MultiplexedConnection) -> Vec<Place> {
             }
             "stream" => {
                 for (id, texts) in get::<Vec<(String, Vec<Bytes>)>>(redis, &[b"XRANGE", name, b"-", b"+"]).await {
+                    let is_forgotten = is_of_forgotten_user(redis, &key, &texts).await;
                     for (at, text) in texts.iter().enumerate() {
                         for (what, range) in parts_of(&texts, at) {
-                            add(Part::Entry(id.clone(), at), &what, text, range);
+                            let is_gone = is_forgotten && what == "users_created name";
+                            let what = if is_gone { "users_created forgotten name" } else { &what };
+                            add(Part::Entry(id.clone(), at), what, text, range);
                         }
                     }
                 }
@@ -109,6 +112,15 @@ pub async fn all_places(redis: &mut MultiplexedConnection) -> Vec<Place> {
         }
     }
     places
+}
+
+/// Whether an entry of the outbox creates a user who was forgotten.
+async fn is_of_forgotten_user(redis: &mut MultiplexedConnection, outbox: &str, texts: &[Bytes]) -> bool {
+    let field = |name: &str| texts.chunks(2).find(|pair| pair[0] == name.as_bytes()).map(|pair| pair[1].as_slice());
+    let (Some(b"users_created"), Some(first)) = (field("kind"), field("first")) else { return false };
+    let user = outbox.replace("outbox", &format!("user:{}", std::str::from_utf8(first).unwrap()));
+    get::<bool>(redis, &[b"EXISTS", user.as_bytes()]).await
+        && !get::<bool>(redis, &[b"HEXISTS", user.as_bytes(), b"name"]).await
 }
 
 /// The parts of a text of an entry, each with what it is.
