@@ -9,6 +9,7 @@ mod links;
 mod moving;
 mod running;
 mod settings;
+mod sign_in;
 
 use std::{
     fs,
