@@ -40,7 +40,7 @@ use super::{print, status, stop::stop_signal};
 use crate::{
     app::App,
     config::{EngineConfig, ProjectorConfig},
-    engine::Engine,
+    engine::{Engine, PreviewedGroups},
     model::{Call, Clock, Error, NewUser, PutOutcome, UserId},
 };
 
@@ -125,8 +125,12 @@ async fn import(
     };
     if let Ok(header) = header.await {
         recorder.begin();
-        let step =
-            ImportStep { engine: &app.engine, call: Call::new(&recorder.request_id, None), dry_run: options.dry_run };
+        let step = ImportStep {
+            engine: &app.engine,
+            call: Call::new(&recorder.request_id, None),
+            dry_run: options.dry_run,
+            groups: PreviewedGroups::default(),
+        };
         let step = &step;
         let mut rejections = Rejections::new(rejected_path(options), format_of(options), header)?;
         let ahead = stream::poll_fn(|context| chunks.poll_recv(context))
@@ -221,6 +225,7 @@ struct ImportStep<'a> {
     engine: &'a Engine,
     call: Call,
     dry_run: bool,
+    groups: PreviewedGroups,
 }
 
 impl ImportStep<'_> {
@@ -271,7 +276,7 @@ impl ImportStep<'_> {
         let (engine, call) = (self.engine, &self.call);
         match (row, self.dry_run) {
             (Row::User(..), _) => Err(Error::Internal(anyhow::anyhow!("users are put together"))),
-            (Row::Product(id, new), true) => engine.preview_product(*id, new).await,
+            (Row::Product(id, new), true) => engine.preview_product(*id, new, &self.groups).await,
             (Row::Campaign(id, new), true) => engine.preview_campaign(*id, new).await,
             (Row::Product(id, new), false) => {
                 engine.put_product(call, *id, new.clone()).await.map(|put| put.value.outcome)

@@ -44,7 +44,7 @@ use chrono_tz::Tz;
 use tokio::sync::OnceCell;
 
 pub use operator_log::OperatorLog;
-pub use upserts::MAX_PUT_ID;
+pub use upserts::{MAX_PUT_ID, PreviewedGroups};
 
 use crate::{
     archive::Archive,

@@ -13,6 +13,8 @@ const MAX_WITHHELD: u64 = 1000;
 pub(super) const UPDATE_ATTEMPTS: usize = 5;
 /// The age up to which the end of a campaign's window means now: allows for different clocks and times in whole seconds.
 pub(super) const CLOSING_GRACE_MS: i64 = 60_000;
+/// The products of a group have one limit.
+pub(super) const OTHER_LIMIT: &str = "the products of the group have another limit per user";
 /// The number of attempts to release coupons while other releases of the campaign interfere.
 const RELEASE_ATTEMPTS: usize = 5;
 
@@ -87,7 +89,7 @@ impl Engine {
         let Some((group, limit)) = terms.limit_group.zip(terms.limit_per_user) else { return Ok(()) };
         match self.store.limit_group_set(group, limit).await? {
             true => Ok(()),
-            false => Err(Error::InvalidRequest("the products of the group have another limit per user")),
+            false => Err(Error::InvalidRequest(OTHER_LIMIT)),
         }
     }
 

@@ -5,13 +5,14 @@
 //! First the sequence of new ids skips the id; then one script creates the record, or changes it. A repeat changes nothing. A
 //! creation that has reserved the id before, and finds the record, takes another id: see [`creations`](super::creations).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 
 use super::{
     creations::{USERS_BATCH, new_campaign},
-    operators::{CLOSING_GRACE_MS, UPDATE_ATTEMPTS},
+    operators::{CLOSING_GRACE_MS, OTHER_LIMIT, UPDATE_ATTEMPTS},
     *,
 };
 use crate::{
@@ -24,6 +25,10 @@ use crate::{
 
 /// The highest id from elsewhere. The ids above it are for new records.
 pub const MAX_PUT_ID: i64 = MAX_SAFE_INTEGER - 1_000_000_000_000;
+
+/// The limits per user that groups would have after the products that are previewed so far.
+#[derive(Default)]
+pub struct PreviewedGroups(Mutex<HashMap<LimitGroup, i64>>);
 
 impl Engine {
     /// Creates a user under an id from elsewhere, or changes the name of one. A user without balance entries gets the opening
@@ -186,17 +191,35 @@ impl Engine {
         Ok(users.iter().zip(seen).map(outcome).collect())
     }
 
-    /// What [`Engine::put_product`] would do.
+    /// What [`Engine::put_product`] would do after those that `groups` was previewed with.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn preview_product(&self, id: ProductId, new: &NewProduct) -> Result<PutOutcome, Error> {
-        match self.store.product(id).await {
-            Err(Error::ProductNotFound) => Ok(PutOutcome::Created),
-            Err(error) => Err(error),
-            Ok(found) if difference(&found, new).is_some() => Ok(PutOutcome::Changed),
-            Ok(_) => Ok(PutOutcome::Unchanged),
+    /// [`Error::InvalidRequest`] if a group's products would have another limit; [`Error::Unavailable`].
+    pub async fn preview_product(
+        &self,
+        id: ProductId,
+        new: &NewProduct,
+        groups: &PreviewedGroups,
+    ) -> Result<PutOutcome, Error> {
+        let found = match self.store.product(id).await {
+            Ok(found) => Some(found),
+            Err(Error::ProductNotFound) => None,
+            Err(error) => return Err(error),
+        };
+        if found.as_ref().is_none_or(|found| found.terms != new.terms)
+            && let Some((group, limit)) = new.terms.limit_group.zip(new.terms.limit_per_user)
+        {
+            let has = self.store.group_limit(group).await?;
+            let would_have = *groups.0.lock().entry(group).or_insert(has.unwrap_or(limit));
+            if would_have != limit {
+                return Err(Error::InvalidRequest(OTHER_LIMIT));
+            }
         }
+        Ok(match found {
+            None => PutOutcome::Created,
+            Some(found) if difference(&found, new).is_some() => PutOutcome::Changed,
+            Some(_) => PutOutcome::Unchanged,
+        })
     }
 
     /// What [`Engine::put_campaign`] would do.

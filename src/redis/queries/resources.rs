@@ -13,6 +13,7 @@ use crate::{
     model::{Error, Partition, event, *},
     redis::{
         Store, batcher,
+        commands::GROUPS_IN,
         keys::Keys,
         partition_closed,
         records::{Buyer, CouponRecord, OrderRecord, campaign, coupon_record, order_record, take_coupons},
@@ -362,6 +363,16 @@ impl Store {
         read.arg(Keys(here).user(user)).arg(fields);
         let units: Vec<Option<i64>> = self.query(here, read).await?;
         Ok(units.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// The limit per user that the products of a group have; `None` while it has no products.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn group_limit(&self, group: LimitGroup) -> Result<Option<i64>, Error> {
+        let mut read = redis::cmd("HGET");
+        read.arg(Keys(GROUPS_IN).limit_groups()).arg(group.as_str());
+        self.query(GROUPS_IN, read).await
     }
 
     /// What the user's partition knows of a purchase, at one moment.

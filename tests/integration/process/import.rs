@@ -247,6 +247,19 @@ async fn import_stands_in_operator_log() {
     servers.end().await;
 }
 
+/// Imports a file; the status, the numbers of rows, and the file of rejected rows if there is one.
+async fn outcome(
+    servers: &Servers,
+    kind: &str,
+    name: &str,
+    rows: &str,
+    more: &[&str],
+) -> (i32, Option<String>, Option<String>) {
+    let (status, said, rejected) = import(servers, kind, name, rows.as_bytes(), more).await;
+    let outcome = said.split(" rows: ").nth(1).and_then(|said| said.split(", in ").next()).map(str::to_owned);
+    (status, outcome, rejected)
+}
+
 /// A rehearsal says what the import says, also of campaigns that are over.
 #[tokio::test]
 async fn dry_run_rejects_what_the_import_rejects() {
@@ -263,11 +276,7 @@ async fn dry_run_rejects_what_the_import_rejects() {
         )
     };
     let expired = file(&coupon("", "2025-12-31T23:59:59"));
-    let said = async |rows: &str, more: &[&str]| {
-        let (status, said, rejected) = import(&servers, "coupons", "coupons.jsonl", rows.as_bytes(), more).await;
-        let outcome = said.split(" rows: ").nth(1).and_then(|said| said.split(", in ").next()).map(str::to_owned);
-        (status, outcome, rejected)
-    };
+    let said = async |rows: &str, more: &[&str]| outcome(&servers, "coupons", "coupons.jsonl", rows, more).await;
     let rehearsed = said(&expired, &["--dry-run"]).await;
     assert!(rehearsed.2.as_ref().is_some_and(|rejected| rejected.contains("window is no window")), "{rehearsed:?}");
     assert_eq!(said(&expired, &[]).await, rehearsed);
@@ -277,6 +286,30 @@ async fn dry_run_rejects_what_the_import_rejects() {
     let closed = file(&coupon(",\"closesAt\":\"2025-12-31T23:59:59\"", "2099-01-01T00:00:00"));
     let rehearsed = said(&closed, &["--dry-run"]).await;
     assert_eq!((rehearsed.0, said(&closed, &[]).await), (1, rehearsed.clone()));
+    servers.end().await;
+}
+
+/// All products of a group have one limit: those that are there, and those that a file brings.
+#[tokio::test]
+async fn dry_run_rejects_products_whose_group_has_another_limit() {
+    let servers = migrated().await;
+    let said = async |rows: &[&str], more: &[&str]| {
+        let rows = ["id,name,price,stock,category,limitPerUser,limitGroup", &rows.join("\n"), ""].join("\n");
+        outcome(&servers, "products", "products.csv", &rows, more).await
+    };
+    assert_eq!(said(&["1,a,10,5,SHOES,2,SIZES", "2,b,10,5,SHOES,,"], &[]).await.0, 0);
+    let of_store =
+        ["1,a,10,5,SHOES,2,SIZES", "2,b,10,5,SHOES,3,SIZES", "3,c,10,5,SHOES,3,SIZES", "4,d,10,5,SHOES,2,SIZES"];
+    let rehearsed = said(&of_store, &["--dry-run"]).await;
+    assert_eq!(rehearsed.1.as_deref(), Some("1 created, 0 changed, 1 unchanged, 2 rejected"));
+    let rejected = rehearsed.2.as_deref().unwrap();
+    assert_eq!(rejected.matches("another limit").count(), 2, "{rejected}");
+    assert_eq!(said(&of_store, &[]).await, rehearsed);
+    // Whichever is taken first gives the group its limit.
+    let of_file = ["5,e,10,5,SHOES,1,COLORS", "6,f,10,5,SHOES,4,COLORS", "7,g,10,5,SHOES,4,"];
+    let rehearsed = said(&of_file, &["--dry-run"]).await;
+    assert_eq!(rehearsed.1.as_deref(), Some("2 created, 0 changed, 0 unchanged, 1 rejected"));
+    assert_eq!(said(&of_file, &[]).await.1, rehearsed.1);
     servers.end().await;
 }
 
