@@ -86,6 +86,7 @@ pub struct Engine {
     last_day: RwLock<Option<CalendarDay>>,
     /// The identity of the deployment, once it was asked for.
     identity: tokio::sync::OnceCell<String>,
+    waiting_readers: events::WaitingReaders,
 }
 
 impl Engine {
@@ -126,6 +127,7 @@ impl Engine {
             last_postgres: stats::LastPostgres::default(),
             last_day: RwLock::default(),
             identity: tokio::sync::OnceCell::new(),
+            waiting_readers: events::WaitingReaders::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The replies of handlers.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderValue, StatusCode},
@@ -15,6 +17,10 @@ pub type Found<T> = Result<Json<T>, ApiError>;
 
 /// The outcome of a write.
 pub type Done<T> = Result<Answer<T>, ApiError>;
+
+/// In the extensions of a reply: how long it was held back because its client wants to wait. No part of the request's duration.
+#[derive(Clone, Copy, Debug)]
+pub struct Waited(pub Duration);
 
 /// 204: done, without a body.
 #[derive(Debug)]

@@ -1,8 +1,11 @@
 //! The events of other systems.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
-use axum::{Json, extract::State};
+use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -10,14 +13,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::AdminState;
 use crate::{
     http::{
-        error::Code,
+        error::{ApiError, Code},
         extract::{
             decode::parsed,
             fields::{Bounded, text_field},
             params::{Params, QueryParams},
         },
         openapi::errors::documented_errors,
-        reply::Found,
+        reply::Waited,
     },
     model::{
         Error, UserId,
@@ -27,6 +30,9 @@ use crate::{
 
 /// The path, which may wait.
 pub const EVENTS_PATH: &str = "/admin/v1/events";
+
+/// How long a reader waits in a process that is to end: it comes back at once, mostly to the same process while that still serves.
+const MAX_WAIT_AT_STOP: Duration = Duration::from_secs(1);
 
 /// The documented routes.
 pub fn router() -> OpenApiRouter<AdminState> {
@@ -120,7 +126,10 @@ documented_errors! { EventsErrors {
     params(EventParams),
     responses((status = 200, description = "조회 성공", body = EventsResponse), EventsErrors)
 )]
-async fn events(State(admin): State<AdminState>, params: Params<EventParams>) -> Found<EventsResponse> {
+async fn events(
+    State(admin): State<AdminState>,
+    params: Params<EventParams>,
+) -> Result<(Extension<Waited>, Json<EventsResponse>), ApiError> {
     let EventParams { after, types, limit, wait } = params.valid()?;
     if !admin.projector.keeps_events() {
         return Err(Code::EventsOff.into());
@@ -129,13 +138,22 @@ async fn events(State(admin): State<AdminState>, params: Params<EventParams>) ->
     let query = EventQuery { after: after.unwrap_or(EventStart::Oldest), kinds, limit: limit.get() };
     let engine = &admin.app.engine;
     let wait = Duration::from_secs(wait.get().unsigned_abs());
-    let page = tokio::select! {
-        page = engine.events(query.clone(), wait) => page?,
+    let began = Instant::now();
+    let stopping = async {
+        admin.stopping.cancelled().await;
+        tokio::time::sleep(MAX_WAIT_AT_STOP).await;
+    };
+    let (page, waited) = tokio::select! {
+        page = engine.await_events(query.clone(), wait) => page?,
         // The process is to end: the reader comes back to another one.
-        () = admin.stopping.cancelled() => engine.events(query, Duration::ZERO).await?,
+        () = stopping => {
+            let waited = began.elapsed();
+            (engine.events(query, Duration::ZERO).await?, waited)
+        }
     };
     let store = engine.store_identity().await?;
     let events = page.events.into_iter().map(|event| event.into_cloud_event(store));
     let events = events.collect::<Result<_, _>>().map_err(|error| Error::Internal(error.into()))?;
-    Ok(Json(EventsResponse { events, next: page.next.to_string(), more: page.has_more }))
+    let reply = EventsResponse { events, next: page.next.to_string(), more: page.has_more };
+    Ok((Extension(Waited(waited)), Json(reply)))
 }

@@ -31,6 +31,7 @@ use crate::{
     http::{
         error::{ApiError, Code, Failure},
         limits::{Client, Limits, Permit, costs},
+        reply::Waited,
         request_class::{Listener, RequestClass},
         request_id::RequestId,
     },
@@ -189,7 +190,8 @@ async fn run(State(pipeline): State<Arc<Pipeline>>, mut request: Request, next: 
     {
         limits.charge(client, costs::of_refusal(failure.code));
     }
-    running.answered(response.status().as_u16(), failure.map_or("", |failure| failure.code.as_str()));
+    let waited = response.extensions().get::<Waited>().map_or(Duration::ZERO, |waited| waited.0);
+    running.answered(response.status().as_u16(), failure.map_or("", |failure| failure.code.as_str()), waited);
     if let Some(failure) = failure {
         line.failure(failure);
     }

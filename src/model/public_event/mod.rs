@@ -68,6 +68,13 @@ pub struct EventPage {
     pub has_more: bool,
 }
 
+impl EventPage {
+    /// Whether the reader has all events, and got none.
+    pub fn is_at_end(&self) -> bool {
+        self.events.is_empty() && !self.has_more
+    }
+}
+
 /// An event that is kept, with its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptEvent {

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{LazyLock, OnceLock, PoisonError, RwLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use prometheus::Histogram;
@@ -70,10 +70,10 @@ impl Running {
         Running { series: series(method, route), began, answered: false }
     }
 
-    /// Counts the request. `error_code`: a code of the table of errors, or empty.
-    pub fn answered(mut self, status: u16, error_code: &'static str) {
+    /// Counts the request. `error_code`: a code of the table of errors, or empty. `waited`: a part of the time that does not count.
+    pub fn answered(mut self, status: u16, error_code: &'static str, waited: Duration) {
         let Series { method, route, seconds, answers } = self.series;
-        seconds.observe(self.began.elapsed().as_secs_f64());
+        seconds.observe(self.began.elapsed().saturating_sub(waited).as_secs_f64());
         answers.count(
             |known| *known == (status, error_code),
             || {
@@ -130,12 +130,15 @@ mod tests {
             ("GET", 200, ""),
             ("PROPFIND", 405, "METHOD_NOT_ALLOWED"),
         ] {
-            Running::begin(Instant::now(), method, route).answered(status, code);
+            Running::begin(Instant::now(), method, route).answered(status, code, Duration::ZERO);
         }
         assert_eq!(counted(["GET", route, "200", ""]), 2);
         assert_eq!(counted(["GET", route, "404", "USER_NOT_FOUND"]), 1);
         assert_eq!(counted(["other", route, "405", "METHOD_NOT_ALLOWED"]), 1);
         assert_eq!(HTTP_SECONDS.with_label_values(&["GET", route]).get_sample_count(), 3);
+        let an_hour = Duration::from_secs(3600);
+        Running::begin(Instant::now() - an_hour, "HEAD", route).answered(200, "", an_hour);
+        assert!(HTTP_SECONDS.with_label_values(&["HEAD", route]).get_sample_sum() < 3600.0, "the wait does not count");
         let before = HTTP_ABANDONED.get();
         drop(Running::begin(Instant::now(), "GET", route));
         assert!(HTTP_ABANDONED.get() > before);

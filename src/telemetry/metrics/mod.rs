@@ -78,7 +78,7 @@ metrics! {
     HTTP_REQUESTS: IntCounterVec = "firstcome_http_requests_total" ("method", "route", "status", "error_code")
         "Answered requests; error_code is the errorCode of the reply, empty for a success.";
     HTTP_SECONDS: HistogramVec = "firstcome_http_request_duration_seconds" ("method", "route") in REQUEST_SECONDS
-        "Seconds from the head of a request to the head of its reply.";
+        "Seconds from the head of a request to the head of its reply, without the time that a reader of events waits.";
     HTTP_IN_FLIGHT: IntGauge = "firstcome_http_requests_in_flight" ()
         "Requests in progress.";
     HTTP_ABANDONED: IntCounter = "firstcome_http_requests_abandoned_total" ()
