@@ -123,16 +123,32 @@ fn event(row: &PgRow, partition: Partition) -> sqlx::Result<(EventPlace, Option<
     Ok((place, Some(event)))
 }
 
-/// Empties a slot, and records that its events are missing. Does nothing to an empty one.
+/// The time by PostgreSQL's clock.
+///
+/// # Errors
+/// PostgreSQL is unavailable.
+pub async fn now(db: &Connection) -> sqlx::Result<Millis> {
+    let sql = "SELECT (extract(epoch FROM now()) * 1000)::bigint";
+    sqlx::query_scalar(sql).fetch_one(db.get_postgres_connection_pool()).await.map(Millis)
+}
+
+/// Empties a slot, and records that its events are missing. Does nothing to an empty one, or to one whose newest decision of a
+/// partition was made at `kept_from` or later: a clock was wrong when it was written, or is now.
 ///
 /// # Errors
 /// PostgreSQL is unavailable, or a reader holds the slot.
-pub async fn purge(db: &Connection, slot: i16) -> sqlx::Result<()> {
+pub async fn purge(db: &Connection, slot: i16, kept_from: Option<Millis>) -> sqlx::Result<()> {
     let table = format!("events_{slot}");
     let pool = db.get_postgres_connection_pool();
-    let has_events: bool =
-        sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table})"))).fetch_one(pool).await?;
-    if !has_events {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {table}) AND NOT EXISTS (
+             SELECT FROM projection_positions AS p CROSS JOIN LATERAL (
+                 SELECT at FROM {table} AS e WHERE e.partition = p.partition AND e.late = 0
+                 ORDER BY e.epoch DESC, e.seq DESC, e.late DESC LIMIT 1) AS e
+             WHERE e.at >= to_timestamp($1::float8 / 1000))"
+    );
+    let is_past: bool = sqlx::query_scalar(AssertSqlSafe(sql)).bind(kept_from.map(|at| at.0)).fetch_one(pool).await?;
+    if !is_past {
         return Ok(());
     }
     let mut transaction = pool.begin().await?;

@@ -138,7 +138,7 @@ impl Projector {
                      (events_after_epoch, events_after_seq, events_after_late) = (SELECT
                          CASE WHEN $9 THEN CASE WHEN kept THEN events_after_epoch ELSE epoch END END,
                          CASE WHEN $9 THEN CASE WHEN kept THEN events_after_seq ELSE seq END END,
-                         CASE WHEN $9 AND kept THEN events_after_late ELSE 0 END
+                         CASE WHEN $9 THEN CASE WHEN kept THEN events_after_late ELSE events_late END ELSE 0 END
                          FROM (SELECT coalesce(events_epoch = epoch AND events_seq = seq, false) AS kept) AS run)
                  WHERE partition = $4 AND stream_id = $5 AND epoch = $6 AND seq = $7
                      AND set_config('idle_in_transaction_session_timeout', $8, true) IS NOT NULL",

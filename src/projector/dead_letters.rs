@@ -13,8 +13,13 @@
 //! **The event must still hold.** A rebuild starts a new epoch from the rows of PostgreSQL, without the event. A dead
 //! letter of an earlier epoch is refused.
 //!
+//! **The event comes after every reader.** Its place is after the newest decision in PostgreSQL. A reader may be past that if a standby
+//! took over that lacks decisions: the retry waits until the projection has brought those of Redis again.
+//!
 //! The relay to other partitions comes before the commit, because the entry is no longer in the outbox: after a crash,
 //! nothing else would relay it. A repeated relay changes nothing. The eviction comes after the commit.
+
+use std::time::Duration;
 
 use sea_orm::{
     ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, QueryResult, Statement, TransactionTrait, Value,
@@ -28,12 +33,15 @@ use super::{
 };
 use crate::{
     model::{
-        CouponId, DeadLetterId, Error, Partition, RECORD_TTL_MS, UserId,
+        CouponId, DeadLetterId, Error, Partition, Position, RECORD_TTL_MS, UserId,
         event::{self, Body, Event},
         public_event::PublicEvent,
     },
     postgres::{self, progress},
 };
+
+/// The pause before a retry looks again whether the projection has caught up.
+const PROJECTION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The outcome of a retry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +62,8 @@ struct StoredEvent {
 
 /// Why a retry did not apply the event.
 enum NotApplied {
+    /// PostgreSQL lacks decisions that it may have had, before a standby took over.
+    Behind,
     /// The event is the cause: see [`Retried::Refused`].
     Refused(String),
     /// A store is the cause: another retry may succeed.
@@ -107,8 +117,17 @@ impl Projector {
         if id.partition >= self.store.partitions() {
             return Ok(Retried::NotFound);
         }
-        let retrying = tokio::time::timeout(self.timeout, self.retry_once(id)).await;
-        let (retried, event) = retrying.map_err(|_| Error::unavailable("PostgreSQL does not answer"))??;
+        let trying = async {
+            let mut decided = None;
+            loop {
+                if let Some(tried) = self.retry_once(id, &mut decided).await? {
+                    return Ok::<_, Error>(tried);
+                }
+                tokio::time::sleep(PROJECTION_POLL_INTERVAL).await;
+            }
+        };
+        let tried = tokio::time::timeout(self.timeout, trying).await;
+        let (retried, event) = tried.map_err(|_| Error::unavailable("PostgreSQL does not answer, or lags"))??;
         match &retried {
             Retried::Applied => {
                 tracing::info!(partition = id.partition, id = id.stream_id, seq = id.seq, "a dead letter is applied");
@@ -134,8 +153,13 @@ impl Projector {
         Ok(retried)
     }
 
-    /// Runs the transaction of a retry. Returns also the event, if it was applied.
-    async fn retry_once(&self, id: &DeadLetterId) -> Result<(Retried, Option<Event>), Error> {
+    /// Runs the transaction of a retry. Returns also the event, if it was applied; `None` while PostgreSQL lacks decisions up to
+    /// `decided`, the position of Redis when it was asked first.
+    async fn retry_once(
+        &self,
+        id: &DeadLetterId,
+        decided: &mut Option<Position>,
+    ) -> Result<Option<(Retried, Option<Event>)>, Error> {
         let here = Partition(id.partition);
         let transaction = self.db.begin().await.map_err(postgres::translate)?;
         let limit = format!("SET LOCAL idle_in_transaction_session_timeout = {}", self.timeout.as_millis());
@@ -144,10 +168,14 @@ impl Projector {
             return Err(Error::unavailable("a rebuild is under way"));
         }
         // The position is locked first, as in every commit of the projection.
-        let epoch = lock_position(&transaction, here).await.map_err(postgres::translate)?;
-        let Some(stored) = stored_event(&transaction, id).await? else { return Ok((Retried::NotFound, None)) };
-        let event = match self.apply_late(&transaction, here, (id, stored), epoch).await {
+        let projected = lock_position(&transaction, here).await.map_err(postgres::translate)?;
+        let Some(stored) = stored_event(&transaction, id).await? else { return Ok(Some((Retried::NotFound, None))) };
+        let event = match self.apply_late(&transaction, here, (id, stored), (projected, decided)).await {
             Ok(event) => event,
+            Err(NotApplied::Behind) => {
+                transaction.rollback().await.map_err(postgres::translate)?;
+                return Ok(None);
+            }
             Err(NotApplied::Failed(error)) => return Err(error),
             Err(NotApplied::Refused(reason)) => {
                 let reason = reason.replace('\0', "\u{fffd}");
@@ -156,13 +184,13 @@ impl Projector {
                 let values = key_of(id).into_iter().chain([reason.as_str().into()]);
                 run(&transaction, sql, values).await.map_err(postgres::translate)?;
                 transaction.commit().await.map_err(postgres::translate)?;
-                return Ok((Retried::Refused(reason), None));
+                return Ok(Some((Retried::Refused(reason), None)));
             }
         };
         let sql = "DELETE FROM dead_letters WHERE partition = $1 AND stream_id = $2 AND coalesce(seq, -1) = $3";
         run(&transaction, sql, key_of(id)).await.map_err(postgres::translate)?;
         transaction.commit().await.map_err(postgres::translate)?;
-        Ok((Retried::Applied, Some(event)))
+        Ok(Some((Retried::Applied, Some(event))))
     }
 
     /// Applies the event of a dead letter. If the event is refused, the transaction is unchanged.
@@ -171,14 +199,18 @@ impl Projector {
         transaction: &DatabaseTransaction,
         here: Partition,
         (id, stored): (&DeadLetterId, StoredEvent),
-        epoch: i64,
+        (projected, decided): (Position, &mut Option<Position>),
     ) -> Result<Event, NotApplied> {
         let (Some(stored_epoch), Some(seq)) = (stored.epoch, id.seq) else {
             return Err(refused("it has no place among the decisions"));
         };
         // Both stores are asked: Redis is in the new epoch of a rebuild before PostgreSQL is.
-        if (epoch, self.store.position(here).await?.epoch) != (stored_epoch, stored_epoch) {
+        let in_redis = self.store.position(here).await?;
+        if (projected.epoch, in_redis.epoch) != (stored_epoch, stored_epoch) {
             return Err(refused("it was decided before a rebuild, which went on without it"));
+        }
+        if projected < *decided.get_or_insert(in_redis) {
+            return Err(NotApplied::Behind);
         }
         let mut decoded = event::decode(&stored.fields);
         let mut event = match (decoded.pop(), decoded.is_empty()) {
@@ -307,11 +339,12 @@ async fn ended_payment(savepoint: &DatabaseTransaction, receipt: &str) -> Result
     row.map(|row| Ok((receipt.to_owned(), row.try_get_by_index(0)?))).transpose()
 }
 
-/// Locks the position of a partition, and reads its epoch.
-async fn lock_position(transaction: &DatabaseTransaction, here: Partition) -> Result<i64, DbErr> {
-    let sql = "SELECT epoch FROM projection_positions WHERE partition = $1 FOR UPDATE";
+/// Locks and reads the position of a partition.
+async fn lock_position(transaction: &DatabaseTransaction, here: Partition) -> Result<Position, DbErr> {
+    let sql = "SELECT epoch, seq FROM projection_positions WHERE partition = $1 FOR UPDATE";
     let row = query_one(transaction, sql, [i32::from(here.0).into()]).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound(format!("position of partition {}", here.0)))?.try_get_by_index(0)
+    let row = row.ok_or_else(|| DbErr::RecordNotFound(format!("position of partition {}", here.0)))?;
+    Ok(Position { epoch: row.try_get_by_index(0)?, seq: row.try_get_by_index(1)? })
 }
 
 /// Locks and reads a dead letter.

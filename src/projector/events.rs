@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, Statement}
 
 use super::{Projector, apply::ApplyError};
 use crate::{
-    model::{Clock, Partition, event::Event, public_event::PublicEvent},
+    model::{Clock, Millis, Partition, event::Event, public_event::PublicEvent},
     postgres::{self, events::SLOTS},
     worker::{Worker, Workers},
 };
@@ -17,6 +17,11 @@ use crate::{
 const PURGE_INTERVAL: Duration = Duration::from_secs(600);
 const DAY_MS: i64 = 86_400_000;
 const WEEK_MS: i64 = 7 * DAY_MS;
+/// The slot of this week, by PostgreSQL's clock, or by the time in `$1`. Decisions have the time of Redis, which may be wrong for a while.
+const SLOT: &str = "mod(floor(coalesce($1::bigint, extract(epoch FROM now()) * 1000) / 604800000)::bigint, 16)";
+const _: () = assert!(SLOTS == 16 && WEEK_MS == 604_800_000);
+/// Seconds since 2020 by PostgreSQL's clock.
+const SECONDS: &str = "least(extract(epoch FROM clock_timestamp()) - 1577836800, 2000000000)::integer";
 
 /// Writes the events of a process.
 #[derive(Clone)]
@@ -59,11 +64,13 @@ impl EventSink {
         if seqs.is_empty() {
             return Ok(());
         }
-        let sql = "INSERT INTO events (slot, partition, epoch, seq, type, subject, at, data)
-                   SELECT $1, $2, unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]),
-                       to_timestamp(unnest($7::bigint[])::float8 / 1000), unnest($8::text[])";
+        let sql = format!(
+            "INSERT INTO events (slot, partition, epoch, seq, type, subject, at, data)
+             SELECT {SLOT}, $2, unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]),
+                 to_timestamp(unnest($7::bigint[])::float8 / 1000), unnest($8::text[])"
+        );
         let values = [
-            self.slot().into(),
+            self.standing_at().into(),
             i32::from(here.0).into(),
             epochs.into(),
             seqs.into(),
@@ -77,7 +84,7 @@ impl EventSink {
     }
 
     /// Writes the event of a dead letter of the current epoch that is applied now, after the newest one. The transaction has locked the
-    /// partition's position.
+    /// partition's position. A place is not used again, also if a standby that takes over lacks this transaction.
     pub(super) async fn write_late(
         &self,
         transaction: &DatabaseTransaction,
@@ -85,28 +92,35 @@ impl EventSink {
         (seq, event): (i64, PublicEvent),
     ) -> Result<(), DbErr> {
         if !self.is_on() {
-            // The events of this epoch are no longer complete.
-            let sql = "UPDATE projection_positions SET events_epoch = NULL, events_seq = NULL WHERE partition = $1";
+            // Its event is missing: every reader up to here has a gap.
+            let sql = format!(
+                "UPDATE projection_positions SET events_epoch = NULL, events_seq = NULL, events_after_epoch = epoch,
+                     events_after_seq = seq, (events_late, events_after_late) = (SELECT late, late
+                         FROM (SELECT greatest(events_late + 1, {SECONDS}) AS late) AS next)
+                 WHERE partition = $1"
+            );
             let values = [i32::from(here.0).into()];
             return transaction
                 .execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, sql, values))
                 .await
                 .map(drop);
         }
-        let sql = "WITH place AS (
-                       UPDATE projection_positions AS p SET events_epoch = p.epoch, events_seq = p.seq,
-                           (events_late, events_after_epoch, events_after_seq, events_after_late) = (SELECT
-                               CASE WHEN kept THEN p.events_late ELSE 0 END + 1,
-                               CASE WHEN kept THEN p.events_after_epoch ELSE p.epoch END,
-                               CASE WHEN kept THEN p.events_after_seq ELSE p.seq END,
-                               CASE WHEN kept THEN p.events_after_late ELSE 0 END
-                               FROM (SELECT coalesce(p.events_epoch = p.epoch AND p.events_seq = p.seq, false) AS kept) AS run)
-                       WHERE p.partition = $2 RETURNING epoch, seq, events_late
-                   )
-                   INSERT INTO events (slot, partition, epoch, seq, late, late_seq, type, subject, at, data)
-                   SELECT $1, $2, epoch, seq, events_late, $3, $4, $5, to_timestamp($6::float8 / 1000), $7 FROM place";
+        let sql = format!(
+            "WITH place AS (
+                 UPDATE projection_positions AS p SET events_epoch = p.epoch, events_seq = p.seq,
+                     (events_late, events_after_epoch, events_after_seq, events_after_late) = (SELECT
+                         greatest(p.events_late + 1, {SECONDS}),
+                         CASE WHEN kept THEN p.events_after_epoch ELSE p.epoch END,
+                         CASE WHEN kept THEN p.events_after_seq ELSE p.seq END,
+                         CASE WHEN kept THEN p.events_after_late ELSE p.events_late END
+                         FROM (SELECT coalesce(p.events_epoch = p.epoch AND p.events_seq = p.seq, false) AS kept) AS run)
+                 WHERE p.partition = $2 RETURNING epoch, seq, events_late
+             )
+             INSERT INTO events (slot, partition, epoch, seq, late, late_seq, type, subject, at, data)
+             SELECT {SLOT}, $2, epoch, seq, events_late, $3, $4, $5, to_timestamp($6::float8 / 1000), $7 FROM place"
+        );
         let values = [
-            self.slot().into(),
+            self.standing_at().into(),
             i32::from(here.0).into(),
             seq.into(),
             event.kind.as_str().into(),
@@ -118,18 +132,22 @@ impl EventSink {
         Ok(())
     }
 
-    /// The slot of this week.
-    fn slot(&self) -> i16 {
-        slot_at(self.clock.now().0)
+    /// The time that a test has set, which also PostgreSQL goes by.
+    fn standing_at(&self) -> Option<i64> {
+        self.clock.standing_at().map(|at| at.0)
     }
 
-    /// The slots of the weeks that are not kept. The next week's is kept free.
-    fn past_slots(&self) -> Vec<i16> {
-        let now = self.clock.now().0;
-        let from = if self.is_on() { (now - self.keep_days * DAY_MS).div_euclid(WEEK_MS) } else { i64::MAX };
-        let kept = (from..=now.div_euclid(WEEK_MS)).map(|week| slot_at(week * WEEK_MS));
+    /// The slots of the weeks that are not kept, by PostgreSQL's clock. The next week's is kept free.
+    fn past_slots(&self, now: Millis) -> Vec<i16> {
+        let from = if self.is_on() { (now.0 - self.keep_days * DAY_MS).div_euclid(WEEK_MS) } else { i64::MAX };
+        let kept = (from..=now.0.div_euclid(WEEK_MS)).map(|week| slot_at(week * WEEK_MS));
         let kept: Vec<i16> = kept.collect();
         (0..SLOTS).filter(|slot| !kept.contains(slot)).collect()
+    }
+
+    /// The time from which every decision is kept, by the clock that is behind the other: one that ran ahead removes nothing.
+    fn kept_from(&self, now: Millis) -> Option<Millis> {
+        self.is_on().then(|| now.min(self.clock.now()).plus(-self.keep_days * DAY_MS))
     }
 }
 
@@ -161,8 +179,12 @@ impl Projector {
     /// # Errors
     /// PostgreSQL is unavailable, or a reader holds a slot.
     pub async fn purge_events(&self) -> sqlx::Result<()> {
-        for slot in self.events.past_slots() {
-            postgres::events::purge(&self.db, slot).await?;
+        let now = match self.events.clock.standing_at() {
+            Some(at) => at,
+            None => postgres::events::now(&self.db).await?,
+        };
+        for slot in self.events.past_slots(now) {
+            postgres::events::purge(&self.db, slot, self.events.kept_from(now)).await?;
         }
         Ok(())
     }
@@ -171,7 +193,6 @@ impl Projector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Millis;
 
     #[test]
     fn slots_of_kept_weeks_remain() {
@@ -179,7 +200,7 @@ mod tests {
             for hours in 0..24 * 7 * i64::from(SLOTS) {
                 let now = 1_772_427_600_000 + hours * 3_600_000;
                 let sink = EventSink::new(keep_days, Clock::standing(Millis(now)));
-                let past = sink.past_slots();
+                let past = sink.past_slots(Millis(now));
                 for days in 0..=i64::from(keep_days) {
                     assert!(!past.contains(&slot_at(now - days * DAY_MS)), "{keep_days} days, {days} ago");
                 }
@@ -187,6 +208,18 @@ mod tests {
             }
         }
         let off = EventSink::new(0, Clock::standing(Millis(1_772_427_600_000)));
-        assert_eq!(off.past_slots().len(), SLOTS as usize);
+        assert_eq!(off.past_slots(Millis(1_772_427_600_000)).len(), SLOTS as usize);
+        assert_eq!(off.kept_from(Millis(0)), None);
+    }
+
+    #[test]
+    fn decisions_kept_by_clock_that_is_behind() {
+        let now = Millis::from(chrono::Utc::now());
+        for (skew_days, postgres_days) in [(31, 0), (0, 31), (31, 40), (0, 0)] {
+            let sink = EventSink::new(30, Clock::skewed(skew_days * DAY_MS));
+            let kept_from = sink.kept_from(now.plus(postgres_days * DAY_MS)).unwrap();
+            let least = skew_days.min(postgres_days) - 30;
+            assert!((kept_from.0 - now.plus(least * DAY_MS).0).abs() < DAY_MS, "{skew_days} {postgres_days}");
+        }
     }
 }

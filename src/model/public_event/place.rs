@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use crate::model::{MAX_PARTITIONS, MAX_SAFE_INTEGER, Partition, Position, UnknownName};
 
 /// The place of an event among those of its partition: that of its decision. A dead letter that is applied later comes after the newest
-/// decision of that moment, and counts from 1 there.
+/// decision of that moment, with a number that no other one gets there: the seconds since 2020, or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventPlace {
     pub epoch: i64,

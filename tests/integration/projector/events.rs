@@ -1,17 +1,24 @@
 //! The events of other systems: every decision is one, in the order of its partition; a reader with a cursor gets each once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
+use firstcome::{model::DeadLetterId, postgres::progress, projector::dead_letters::Retried};
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     projector::{
         dead_letters::{all_dead_letters, make_applicable, make_dead_letters, retry},
         projection::busy_day,
     },
+    recovery::restored_postgres::{back_up, restore},
     support::{
         api_kit::get,
-        harness::{Options, TestApp},
+        harness::{Options, TestApp, until},
     },
 };
 
@@ -205,6 +212,106 @@ async fn reader_refused_when_events_were_off() {
     test.finish().await;
 }
 
+/// Makes these charges of a new user dead letters, the newest decisions, which can be applied.
+async fn dead_charges<const N: usize>(test: &TestApp, user: i64, amounts: [i64; N]) -> [DeadLetterId; N] {
+    for amount in amounts {
+        test.put_charge(user, amount).await.ok();
+    }
+    assert_eq!(make_dead_letters(test, |_, kind| kind == "balance_charged").await, N);
+    test.drain().await;
+    make_applicable(test).await;
+    let dead = all_dead_letters(test).await;
+    amounts.map(|amount| {
+        let dead = dead.iter().find(|dead| dead["fields"]["amount"] == json!(amount.to_string())).unwrap();
+        let stream_id = dead["streamId"].as_str().unwrap().to_owned();
+        DeadLetterId { partition: 0, stream_id, seq: dead["seq"].as_i64() }
+    })
+}
+
+#[tokio::test]
+async fn reader_passes_dead_letter_when_newest() {
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    let [dead] = dead_charges(&test, user, [2]).await;
+    let (events, end) = read_all(&test, None, "").await;
+    assert_eq!((events.len(), end.as_str()), (1, "0~1-2"));
+    assert_eq!(read_all(&test, Some(end.clone()), "limit=1").await, (Vec::new(), end.clone()));
+    assert_eq!(test.app.projector.retry(&dead).await.unwrap(), Retried::Applied);
+    assert_eq!(ids(&read_all(&test, Some(end), "").await.0), ["1-0-2"]);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn reader_refused_when_dead_letter_applied_while_events_off() {
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    let [dead] = dead_charges(&test, user, [2]).await;
+    let (_, cursor) = read_all(&test, None, "").await;
+    let off = test.open_instance(&Options { events_keep_days: 0, ..test.options.clone() }).await.unwrap();
+    assert_eq!(off.projector.retry(&dead).await.unwrap(), Retried::Applied);
+    get(&test, &format!("/admin/v1/events?after={cursor}")).await.refused(410, "EVENTS_EXPIRED");
+    let latest = get(&test, "/admin/v1/events?after=latest").await.ok()["next"].as_str().unwrap().to_owned();
+    test.put_charge(user, 3).await.ok();
+    test.drain().await;
+    get(&test, &format!("/admin/v1/events?after={cursor}")).await.refused(410, "EVENTS_EXPIRED");
+    assert_eq!(ids(&read_all(&test, Some(latest), "").await.0), ["1-0-3"]);
+    assert!(test.app.audit().run().await.unwrap().balanced);
+    off.db.close().await.unwrap();
+    test.finish().await;
+}
+
+/// The standby that took over lacks the application of one dead letter, and a decision that a reader has.
+#[tokio::test]
+async fn dead_letter_reaches_reader_when_failover_loses_application() {
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    let [first, second] = dead_charges(&test, user, [2, 3]).await;
+    let backup = back_up(&test).await;
+    until("PostgreSQL answers", async || test.app.projector.drain().await.ok()).await;
+    test.put_charge(user, 4).await.ok();
+    test.drain().await;
+    assert_eq!(test.app.projector.retry(&first).await.unwrap(), Retried::Applied);
+    let (events, cursor) = read_all(&test, None, "").await;
+    assert_eq!(ids(&events), ["1-0-1", "1-0-4", "1-0-2"]);
+    restore(&test, backup).await;
+    until("PostgreSQL answers", async || progress::projected(&test.db).await.ok()).await;
+    let late: i64 = cursor.rsplit_once('-').unwrap().1.parse().unwrap();
+    until("a second has gone by", async || {
+        let sql = "SELECT (extract(epoch FROM now()) - 1577836800)::bigint";
+        let seconds: i64 = sqlx::query_scalar(sql).fetch_one(test.db.get_postgres_connection_pool()).await.unwrap();
+        (seconds > late + 1).then_some(())
+    })
+    .await;
+    // The retry waits for the decision that is projected again.
+    let (applied, drained) = tokio::join!(test.app.projector.retry(&second), test.app.projector.drain());
+    drained.unwrap();
+    assert_eq!(applied.unwrap(), Retried::Applied);
+    let (events, cursor) = read_all(&test, Some(cursor), "").await;
+    assert_eq!(ids(&events), ["1-0-3"]);
+    assert_eq!(test.app.projector.retry(&first).await.unwrap(), Retried::Applied);
+    assert_eq!(ids(&read_all(&test, Some(cursor), "").await.0), ["1-0-2"], "again, with the same id");
+    test.finish().await;
+}
+
+/// The clock of the decisions runs ahead for a while, and is right again.
+#[tokio::test]
+async fn event_kept_when_clock_was_ahead() {
+    let test = TestApp::start().await;
+    let user = test.user(0).await;
+    for days in [8, 100] {
+        test.clock.advance(days * DAY_MS);
+        test.put_charge(user, 1).await.ok();
+        test.drain().await;
+        test.clock.advance(-days * DAY_MS);
+        test.app.projector.purge_events().await.unwrap();
+    }
+    assert_eq!(ids(&read_all(&test, None, "").await.0), ["1-0-1", "1-0-2", "1-0-3"]);
+    test.clock.advance(140 * DAY_MS);
+    test.app.projector.purge_events().await.unwrap();
+    assert_eq!(read_all(&test, None, "").await.0, Vec::<Value>::new());
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn reader_waits_for_next_event() {
     let test = TestApp::with(Options { project: true, ..Options::default() }).await;
@@ -212,6 +319,41 @@ async fn reader_waits_for_next_event() {
     let path = format!("/admin/v1/events?after={latest}&types=user.created&wait=30");
     let (page, user) = tokio::join!(get(&test, &path), test.user(0));
     assert_eq!(page.ok()["events"][0]["data"]["firstUserId"], user);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn readers_beyond_bound_answered_without_wait() {
+    let test = TestApp::with(Options { project: true, ..Options::default() }).await;
+    let latest = get(&test, "/admin/v1/events?after=latest").await.ok()["next"].as_str().unwrap().to_owned();
+    let path = format!("/admin/v1/events?after={latest}&wait=30");
+    let mut readers = FuturesUnordered::new();
+    // More than operators may have in flight.
+    for ended in [136, 200] {
+        readers.extend((0..200).map(|_| get(&test, &path)));
+        for _ in 0..ended {
+            let page = timeout(Duration::from_secs(20), readers.next()).await.expect("it does not wait").unwrap();
+            assert_eq!(page.ok(), json!({"events": [], "next": latest, "more": false}));
+        }
+    }
+    get(&test, "/admin/v1/webhooks").await.ok();
+    test.user(0).await;
+    assert_eq!(readers.len(), 64);
+    while let Some(page) = readers.next().await {
+        assert_eq!(page.ok()["events"].as_array().unwrap().len(), 1);
+    }
+    drop(readers);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn reader_waits_a_moment_when_process_stops() {
+    let test = TestApp::start().await;
+    test.app.stopping.cancel();
+    let began = Instant::now();
+    let page = get(&test, "/admin/v1/events?after=latest&wait=30").await.ok();
+    assert_eq!(page["events"], json!([]));
+    assert!((1..20).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     test.finish().await;
 }
 
