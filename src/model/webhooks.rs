@@ -102,6 +102,13 @@ pub struct PendingEvent {
     pub manual: bool,
 }
 
+impl PendingEvent {
+    /// Whether it has not been kept to be sent again.
+    pub fn is_new(&self) -> bool {
+        self.first_failed_at.is_none()
+    }
+}
+
 /// An attempt to deliver an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookDelivery {
@@ -142,6 +149,8 @@ pub struct LeasedWebhook {
     pub failures: i64,
     /// Events that are to be sent again.
     pub retries: i64,
+    /// Counts what operators change.
+    pub changes: i64,
 }
 
 /// What a round changes.
@@ -150,8 +159,8 @@ pub struct RoundOutcome {
     pub cursor: EventCursor,
     /// Events that failed, or wait for one of their subject that did, each with the time of its next attempt.
     pub failed: Vec<(PendingEvent, Millis)>,
-    /// Earlier failures that were delivered.
-    pub recovered: Vec<(Partition, EventPlace)>,
+    /// Earlier failures that were delivered, and whether an operator sent each again.
+    pub recovered: Vec<(Partition, EventPlace, bool)>,
     pub deliveries: Vec<WebhookDelivery>,
     pub failing_since: Option<Millis>,
     pub failures: i64,

@@ -66,6 +66,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (27, "events", include_str!("../../migrations/0027_events.sql")),
     (28, "operator roles", include_str!("../../migrations/0028_operator_roles.sql")),
     (29, "webhooks", include_str!("../../migrations/0029_webhooks.sql")),
+    (30, "webhook changes", include_str!("../../migrations/0030_webhook_changes.sql")),
 ];
 
 /// Checks the server, and creates the pool.

@@ -9,8 +9,11 @@ mod address;
 mod rounds;
 mod schedule;
 mod sender;
+mod sending;
 
 use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
 
 use self::{
     address::AddressPolicy,
@@ -37,6 +40,8 @@ pub struct Webhooks {
     sender: Sender,
     /// Names this process in leases.
     process: Arc<str>,
+    /// The stop of this process.
+    stopping: CancellationToken,
 }
 
 /// A webhook with the text of its key, which is shown once.
@@ -58,7 +63,7 @@ impl Webhooks {
     pub fn new(engine: Arc<Engine>, db: postgres::Connection, config: &WebhookConfig, process: &str) -> Self {
         let policy = AddressPolicy { allow_private: config.webhook_allow_private };
         let (clock, sender) = (engine.clock().clone(), Sender::new(policy));
-        Webhooks { engine, db, clock, policy, sender, process: process.into() }
+        Webhooks { engine, db, clock, policy, sender, process: process.into(), stopping: CancellationToken::new() }
     }
 
     /// Whether a receiver may have this URL. Its name is resolved, and checked, for each connection.
@@ -76,11 +81,9 @@ impl Webhooks {
         }
         let ranges = events::ranges(&self.db).await?;
         let latest = EventCursor::new(ranges.iter().map(|range| range.last).collect());
-        let (key, request) = (new_key()?, call.key.as_ref());
-        let created = webhooks::create(&self.db, &new, &key, &latest, request, self.clock.now()).await?;
-        let (id, key) = &created.value;
-        let created_webhook = CreatedWebhook { webhook: webhooks::find(&self.db, *id).await?, key: key_text(key) };
-        Ok(Reply { value: created_webhook, replayed: created.replayed })
+        let key = new_key()?;
+        let created = webhooks::create(&self.db, &new, &key, &latest, call.key.as_ref(), self.clock.now()).await?;
+        Ok(created.map(|(webhook, key)| CreatedWebhook { webhook, key: key_text(&key) }))
     }
 
     /// A page of the webhooks, by id.
@@ -90,7 +93,8 @@ impl Webhooks {
     pub async fn page(&self, page: i64, size: i64) -> Result<Page<Webhook>, Error> {
         let all = webhooks::all(&self.db).await?;
         let total = all.len() as i64;
-        let items = all.into_iter().skip((page * size) as usize).take(size as usize).collect();
+        let items = all.into_iter().skip((page * size) as usize).take(size as usize);
+        let items = items.map(|webhook| self.shown(webhook)).collect();
         Ok(Page { items, page, size, total })
     }
 
@@ -99,7 +103,13 @@ impl Webhooks {
     /// # Errors
     /// [`Error::WebhookNotFound`].
     pub async fn find(&self, id: WebhookId) -> Result<Webhook, Error> {
-        webhooks::find(&self.db, id).await
+        webhooks::find(&self.db, id).await.map(|webhook| self.shown(webhook))
+    }
+
+    /// Without an old key that is over.
+    fn shown(&self, webhook: Webhook) -> Webhook {
+        let now = self.clock.now();
+        Webhook { old_key_until: webhook.old_key_until.filter(|until| *until > now), ..webhook }
     }
 
     /// Changes a webhook.
@@ -110,7 +120,7 @@ impl Webhooks {
         if patch.url.as_ref().is_some_and(|url| !self.admits_url(url)) {
             return Err(Error::InvalidRequest("url"));
         }
-        webhooks::update(&self.db, id, patch, self.clock.now()).await
+        webhooks::update(&self.db, id, patch, self.clock.now()).await.map(|webhook| self.shown(webhook))
     }
 
     /// Deletes a webhook.
@@ -128,7 +138,7 @@ impl Webhooks {
     pub async fn rotate(&self, call: &Call, id: WebhookId, valid_ms: i64) -> Result<Reply<RotatedKey>, Error> {
         let rotation = KeyRotation { new: new_key()?, valid_ms, request: call.key.clone() };
         let rotated = webhooks::rotate(&self.db, id, &rotation, self.clock.now()).await?;
-        Ok(rotated.map(|keys| RotatedKey { key: key_text(&keys.key), old_key_until: keys.old.map(|(_, until)| until) }))
+        Ok(rotated.map(|(key, until)| RotatedKey { key: key_text(&key), old_key_until: Some(until) }))
     }
 
     /// The attempts of a webhook, newest first.

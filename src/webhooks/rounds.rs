@@ -1,36 +1,35 @@
 //! Sends to a webhook in rounds: reads what is next, sends it, and writes what became of it in one transaction.
 //!
-//! A round sends new events after the cursor, and what failed before and is due. Events of one subject go one after the other, subjects go
-//! at the same time. An event that fails is kept to be sent again, with those of its subject behind it, and the cursor moves on. If
-//! nothing at all is taken, the receiver is down: the cursor stays, and a few events try it again after growing pauses. So a dead
-//! receiver costs no rows.
+//! A round sends new events after the cursor, and what failed before and is due ([`sending`](super::sending) has how). An event that fails
+//! is kept to be sent again, with those of its subject behind it, and the cursor moves on. If nothing is taken, and more than a few
+//! events were refused, the receiver is down: the cursor stays, and a few events try it again after growing pauses. So a dead receiver
+//! costs no more than a few rows.
 //!
-//! A process that dies in a round leaves the cursor where it was: its events are sent again.
+//! A process that dies in a round leaves the cursor where it was: its events are sent again. One that is stopped ends its rounds first.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::atomic::{AtomicI64, AtomicU64, Ordering},
+    collections::HashSet,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream};
-use reqwest::Url;
-use tokio::{
-    task::JoinSet,
-    time::{interval, sleep},
-};
+use tokio::time::{interval, sleep};
+use tokio_util::task::TaskTracker;
 
 use super::{
     Webhooks,
     schedule::{is_over, next_attempt, next_probe},
-    sender::Attempt,
+    sending::{Round, Sent, grouped},
 };
 use crate::{
     model::{
-        Error, LeasedWebhook, Millis, PendingEvent, RoundOutcome, WebhookDelivery, WebhookId,
+        Error, LeasedWebhook, Millis, PendingEvent, RoundOutcome, WebhookId,
         public_event::{EventCursor, EventPage, EventQuery, EventStart, KeptEvent},
     },
-    postgres::{events, webhooks::rounds},
+    postgres::{
+        events,
+        webhooks::{self, rounds},
+    },
     telemetry::metrics,
     worker::{Worker, Workers},
 };
@@ -40,45 +39,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often webhooks that fail are counted, and old attempts removed.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 const PURGE_INTERVAL: Duration = Duration::from_secs(600);
-/// How long a lease holds, and how often it is renewed while a round goes on.
+/// How long a lease holds. While a round goes on it is renewed, and what operators have changed is read.
 const LEASE_TIME: Duration = Duration::from_secs(15);
-const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Days that attempts are kept in the log.
 const LOG_DAYS: i64 = 14;
-/// The requests to one receiver at the same time.
-const CONCURRENCY: usize = 64;
 /// The new events of a round: at first, at most, and to a receiver that is down.
 const FIRST_WINDOW: usize = 64;
 const MAX_WINDOW: usize = 1000;
 const PROBES: usize = 8;
 /// A round shall take about as long as this: then its window is right.
 const ROUND_TIME: Duration = Duration::from_secs(1);
-/// The failures of a round without a success after which it sends nothing more.
-const MAX_FAILURES: i64 = 16;
+/// The failed events, those kept included, up to which a receiver that takes nothing else either may only refuse these.
+const MAX_REFUSED: i64 = 8;
 /// The events that are kept to be sent again to one receiver. With more, new events wait.
 const MAX_RETRIES: i64 = 1000;
 /// Events that are sent again in one round.
 const RETRY_BATCH: i64 = 100;
-
-/// What became of an event in a round.
-enum Sent {
-    Attempted(PendingEvent, WebhookDelivery, Attempt),
-    /// An earlier event of its subject failed, or nothing is taken.
-    Held(PendingEvent),
-}
-
-/// Counts the attempts of a round.
-#[derive(Default)]
-struct Tally {
-    delivered: AtomicI64,
-    failed: AtomicI64,
-}
-
-impl Tally {
-    fn is_hopeless(&self) -> bool {
-        self.delivered.load(Ordering::Relaxed) == 0 && self.failed.load(Ordering::Relaxed) >= MAX_FAILURES
-    }
-}
 
 /// A webhook's rounds in this process.
 struct Run {
@@ -89,26 +66,31 @@ struct Run {
 }
 
 impl Webhooks {
-    /// Starts the worker that sends.
+    /// Starts the worker that sends. A stop ends its rounds, which write what became of the events that were sent.
     pub fn keep_sending(&self, workers: &Workers) {
-        let this = self.clone();
+        let (this, runs) = (self.clone(), TaskTracker::new());
+        let (stopping, running) = (self.stopping.clone(), runs.clone());
+        workers.at_stop(async move {
+            stopping.cancel();
+            running.close();
+            running.wait().await;
+        });
         workers.spawn(Worker::Webhooks, move || {
-            let this = this.clone();
-            async move { this.dispatch().await }
+            let (this, runs) = (this.clone(), runs.clone());
+            async move { this.dispatch(&runs).await }
         });
     }
 
     /// Runs the rounds of every webhook for ever, each in a task of its own.
-    async fn dispatch(&self) {
-        let (mut tasks, mut ticks) = (JoinSet::new(), interval(POLL_INTERVAL));
+    async fn dispatch(&self, runs: &TaskTracker) {
+        let mut ticks = interval(POLL_INTERVAL);
         let (mut counted, mut purged) = (None::<Instant>, None::<Instant>);
         loop {
             ticks.tick().await;
-            while tasks.try_join_next().is_some() {}
             match self.with_something_to_send().await {
                 Ok(due) => due.into_iter().for_each(|id| {
                     let this = self.clone();
-                    tasks.spawn(async move { this.run(id).await });
+                    runs.spawn(async move { this.run(id).await });
                 }),
                 Err(error) => tracing::debug!(%error, "webhooks are not looked for"),
             }
@@ -121,7 +103,12 @@ impl Webhooks {
             }
             if purged.is_none_or(|at| at.elapsed() >= PURGE_INTERVAL) {
                 purged = Some(Instant::now());
-                if let Err(error) = rounds::purge_log(&self.db, self.clock.now(), LOG_DAYS).await {
+                let now = self.clock.now();
+                let removed = async {
+                    rounds::purge_log(&self.db, now, LOG_DAYS).await?;
+                    webhooks::purge_requests(&self.db, now).await
+                };
+                if let Err(error) = removed.await {
                     tracing::debug!(%error, "old attempts of webhooks are not removed yet");
                 }
             }
@@ -172,9 +159,10 @@ impl Webhooks {
     /// One round. Returns whether another one has something to do.
     async fn round(&self, webhook: &LeasedWebhook, run: &mut Run) -> Result<bool, Error> {
         let now = self.clock.now();
-        let retries = rounds::retries(&self.db, webhook.id, now, RETRY_BATCH).await?;
+        let is_down = webhook.failures > 0;
+        let (window, batch) = if is_down { (PROBES, PROBES as i64) } else { (run.window, RETRY_BATCH) };
+        let retries = rounds::retries(&self.db, webhook.id, now, batch).await?;
         let room = usize::try_from(MAX_RETRIES - webhook.retries).unwrap_or_default();
-        let window = if webhook.failures > 0 { PROBES } else { run.window };
         let page = match self.next_page(webhook, run, window.min(room)).await? {
             Some(page) => page,
             None => EventPage { events: Vec::new(), next: webhook.cursor.clone(), has_more: false },
@@ -190,29 +178,34 @@ impl Webhooks {
             new_events.push(self.pending(event).await?);
         }
         let (held, free): (Vec<_>, Vec<_>) = new_events.into_iter().partition(|event| waiting.contains(&event.subject));
-        let began = Instant::now();
-        let sending = self.send_all(webhook, grouped(retries.into_iter().chain(free)));
+        let round = Round::new(self, webhook);
+        // New events first: what failed before says nothing about the receiver.
+        let sending = round.send_all(grouped(free.into_iter().chain(retries)));
         let query = self.query(webhook, &page.next, run.window);
         let prefetching =
             async { if page.has_more { self.engine.events(query, Duration::ZERO).await.ok() } else { None } };
         let both = async { tokio::join!(sending, prefetching) };
-        let Some((mut sent, prefetched)) = self.renewing(webhook.id, &run.holder, both).await? else {
+        let (mut sent, prefetched) = self.renewing(&round, &run.holder, both).await;
+        let attempted = sent.iter().any(|sent| matches!(sent, Sent::Attempted(..)));
+        if round.is_stopped() && !attempted {
             return Ok(false);
-        };
+        }
+        let is_left = sent.iter().any(|sent| matches!(sent, Sent::Held(_)));
         sent.extend(held.into_iter().map(Sent::Held));
         let (outcome, is_up) = self.outcome(webhook, &page.next, sent);
         if new >= window {
-            run.window = if began.elapsed() < ROUND_TIME { run.window * 2 } else { run.window / 2 };
+            run.window = if round.elapsed() < ROUND_TIME { run.window * 2 } else { run.window / 2 };
             run.window = run.window.clamp(PROBES, MAX_WINDOW);
         }
         run.prefetched = prefetched.filter(|_| is_up).map(|next| (page.next, next));
-        if !rounds::finish(&self.db, webhook.id, &run.holder, &outcome, now).await? {
+        let Some(is_current) = rounds::finish(&self.db, webhook, &run.holder, &outcome, now).await? else {
             return Ok(false);
-        }
-        if outcome.gives_up {
+        };
+        if outcome.gives_up && is_current {
             tracing::error!(webhook = webhook.id.get(), "a webhook is switched off: its receiver takes nothing");
         }
-        Ok(is_up && !outcome.gives_up && (page.has_more || retried > 0))
+        let goes_on = is_up && !outcome.gives_up && !round.is_stopped();
+        Ok(!is_current || goes_on && (page.has_more || retried > 0 || is_left))
     }
 
     /// The next new events; `None` if there is no room for one that fails.
@@ -261,84 +254,42 @@ impl Webhooks {
         })
     }
 
-    /// Runs `work`, and keeps the lease meanwhile. `None` if it is lost: another process sends, or the webhook is off.
-    async fn renewing<T>(
-        &self,
-        id: WebhookId,
-        holder: &str,
-        work: impl Future<Output = T>,
-    ) -> Result<Option<T>, Error> {
-        let mut work = std::pin::pin!(work);
+    /// Runs `work`, and keeps the lease meanwhile. The round uses what operators change, and ends if the webhook is off, or the lease
+    /// is another's.
+    async fn renewing<T>(&self, round: &Round<'_>, holder: &str, work: impl Future<Output = T>) -> T {
+        let (mut work, mut renewed) = (std::pin::pin!(work), Instant::now());
         loop {
             tokio::select! {
-                done = &mut work => return Ok(Some(done)),
-                () = sleep(RENEW_INTERVAL) => {
-                    if rounds::lease(&self.db, id, holder, LEASE_TIME).await?.is_none() {
-                        return Ok(None);
+                done = &mut work => return done,
+                () = self.stopping.cancelled(), if !round.is_stopped() => round.stop(),
+                () = sleep(RENEW_INTERVAL) => match rounds::renew(&self.db, round.webhook(), holder, LEASE_TIME).await {
+                    Ok(Some(changed)) => {
+                        renewed = Instant::now();
+                        round.update(self, &changed);
                     }
-                }
+                    Ok(None) => round.stop(),
+                    Err(_) if renewed.elapsed() > LEASE_TIME / 2 => round.stop(),
+                    Err(error) => tracing::debug!(%error, "the lease of a webhook is not renewed"),
+                },
             }
         }
-    }
-
-    /// Sends the events of each group one after the other, and the groups at the same time.
-    async fn send_all(&self, webhook: &LeasedWebhook, groups: Vec<Vec<PendingEvent>>) -> Vec<Sent> {
-        let (url, tally) = (self.policy.url(&webhook.url), Tally::default());
-        let (url, tally) = (&url, &tally);
-        let sent = stream::iter(groups).map(|group| async move {
-            let (mut sent, mut failed) = (Vec::with_capacity(group.len()), false);
-            for event in group {
-                if failed || tally.is_hopeless() {
-                    sent.push(Sent::Held(event));
-                    continue;
-                }
-                let (delivery, attempt) = self.attempt(webhook, url.as_ref(), &event).await;
-                failed = attempt.failure.is_some();
-                (if failed { &tally.failed } else { &tally.delivered }).fetch_add(1, Ordering::Relaxed);
-                sent.push(Sent::Attempted(event, delivery, attempt));
-            }
-            sent
-        });
-        sent.buffer_unordered(CONCURRENCY).concat().await
-    }
-
-    async fn attempt(
-        &self,
-        webhook: &LeasedWebhook,
-        url: Option<&Url>,
-        event: &PendingEvent,
-    ) -> (WebhookDelivery, Attempt) {
-        let (at, began) = (self.clock.now(), Instant::now());
-        let attempt = match url {
-            Some(url) => self.sender.send(url, &webhook.keys, event, at).await,
-            // It was admitted under other settings.
-            None => Attempt { status: None, failure: Some("refused_address") },
-        };
-        metrics::WEBHOOK_DELIVERIES.with_label_values(&[attempt.result()]).inc();
-        let is_new = event.first_failed_at.is_none() && !event.manual;
-        let delivery = WebhookDelivery {
-            no: 0,
-            event_id: event.id.clone(),
-            kind: event.kind.clone(),
-            attempt: event.attempts + 1 + if is_new { webhook.failures } else { 0 },
-            at,
-            took_ms: began.elapsed().as_millis() as i64,
-            status: attempt.status,
-            failure: attempt.failure.map(str::to_owned),
-            manual: event.manual,
-        };
-        (delivery, attempt)
     }
 
     /// What a round changes, and whether the receiver is up.
     fn outcome(&self, webhook: &LeasedWebhook, next: &EventCursor, sent: Vec<Sent>) -> (RoundOutcome, bool) {
         let now = self.clock.now();
-        let mut attempts = sent.iter().filter_map(|sent| match sent {
-            Sent::Attempted(event, _, attempt) => Some((event.first_failed_at.is_none(), attempt.failure.is_some())),
-            Sent::Held(_) => None,
-        });
-        // What failed before says nothing about the receiver.
-        let is_up = attempts.clone().any(|(_, failed)| !failed) || !attempts.any(|(is_new, failed)| is_new && failed);
+        let (mut delivered, mut refused) = (false, 0);
+        for sent in &sent {
+            match sent {
+                Sent::Attempted(_, _, attempt) if attempt.failure.is_none() => delivered = true,
+                Sent::Attempted(event, ..) if event.is_new() => refused += 1,
+                _ => {}
+            }
+        }
+        let is_up = match webhook.failures {
+            0 => delivered || refused == 0 || webhook.retries + refused <= MAX_REFUSED,
+            _ => delivered,
+        };
         let is_gone = sent.iter().any(|sent| matches!(sent, Sent::Attempted(_, _, attempt) if attempt.is_gone()));
         let mut outcome = RoundOutcome {
             cursor: next.clone(),
@@ -354,7 +305,8 @@ impl Webhooks {
             let since = webhook.failing_since.unwrap_or(now);
             outcome.cursor = webhook.cursor.clone();
             outcome.failing_since = Some(since);
-            outcome.failures = webhook.failures + 1;
+            // What failed before says nothing about the receiver.
+            outcome.failures = if refused > 0 { webhook.failures + 1 } else { webhook.failures };
             outcome.next_at = next_probe(outcome.failures, now);
             outcome.gives_up |= is_over(since, now);
         }
@@ -366,7 +318,7 @@ impl Webhooks {
             outcome.deliveries.extend(delivery);
             let was_kept = event.first_failed_at.is_some();
             match attempt.map(|attempt| attempt.failure) {
-                Some(None) if was_kept => outcome.recovered.push((event.partition, event.place)),
+                Some(None) if was_kept => outcome.recovered.push((event.partition, event.place, event.manual)),
                 Some(None) => {}
                 Some(Some(_)) if was_kept || is_up => self.keep_failed(&mut outcome, event, now),
                 None if !was_kept && is_up => {
@@ -384,7 +336,7 @@ impl Webhooks {
         let first_failed_at = event.first_failed_at.unwrap_or(now);
         let attempts = event.attempts + 1;
         match (is_over(first_failed_at, now), event.manual) {
-            (true, true) => outcome.recovered.push((event.partition, event.place)),
+            (true, true) => outcome.recovered.push((event.partition, event.place, true)),
             (is_over, _) => {
                 outcome.gives_up |= is_over;
                 let due = next_attempt(attempts, now);
@@ -393,18 +345,4 @@ impl Webhooks {
             }
         }
     }
-}
-
-/// The events by subject, in their order. An event that an operator sends again stands alone.
-fn grouped(events: impl IntoIterator<Item = PendingEvent>) -> Vec<Vec<PendingEvent>> {
-    let (mut groups, mut places): (Vec<Vec<PendingEvent>>, HashMap<String, usize>) = Default::default();
-    for event in events {
-        let place =
-            if event.manual { groups.len() } else { *places.entry(event.subject.clone()).or_insert(groups.len()) };
-        match groups.get_mut(place) {
-            Some(group) => group.push(event),
-            None => groups.push(vec![event]),
-        }
-    }
-    groups
 }

@@ -122,8 +122,15 @@ impl Sender {
         Ok(self.client.get_or_init(|| client))
     }
 
-    /// Sends an event.
-    pub async fn send(&self, url: &Url, keys: &WebhookKeys, event: &PendingEvent, now: Millis) -> Attempt {
+    /// Sends an event. `now` is the store's time, by which keys end, and `own_time` this process's, by which a receiver checks its age.
+    pub async fn send(
+        &self,
+        url: &Url,
+        keys: &WebhookKeys,
+        event: &PendingEvent,
+        now: Millis,
+        own_time: Millis,
+    ) -> Attempt {
         if self.policy.check(url).is_err() {
             return Attempt::failed("refused_address");
         }
@@ -134,7 +141,7 @@ impl Sender {
                 return Attempt::failed("unreachable");
             }
         };
-        let timestamp = now.0.div_euclid(1000);
+        let timestamp = own_time.0.div_euclid(1000);
         let signatures = signatures(keys, &event.id, timestamp, &event.body, now);
         let request = client
             .post(url.clone())

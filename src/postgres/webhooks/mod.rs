@@ -2,12 +2,12 @@
 
 pub mod rounds;
 
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{PgConnection, Row, postgres::PgRow};
 
 use super::{Connection, translate_sqlx};
 use crate::model::{
-    DeliveryFilter, Error, IdempotencyKey, KeyRotation, MAX_WEBHOOKS, Millis, NewWebhook, Reply, Webhook,
-    WebhookDelivery, WebhookId, WebhookKey, WebhookKeys, WebhookPatch,
+    DeliveryFilter, Error, IdempotencyKey, KeyRotation, MAX_WEBHOOKS, Millis, NewWebhook, RECORD_TTL_MS, Reply,
+    Webhook, WebhookDelivery, WebhookId, WebhookKey, WebhookKeys, WebhookPatch, WebhookStatus,
     public_event::{EventCursor, KeptEvent},
 };
 
@@ -27,7 +27,7 @@ macro_rules! select {
     };
 }
 
-/// Creates a webhook that begins after `cursor`, unless a request with this key has. Returns its id and its key.
+/// Creates a webhook that begins after `cursor`, unless a request with this key has. Returns it as it was created, and its key.
 ///
 /// # Errors
 /// [`Error::TooManyWebhooks`]; [`Error::IdempotencyKeyReused`]; [`Error::Unavailable`] while PostgreSQL is.
@@ -38,17 +38,15 @@ pub async fn create(
     cursor: &EventCursor,
     request: Option<&IdempotencyKey>,
     now: Millis,
-) -> Result<Reply<(WebhookId, WebhookKey)>, Error> {
-    if let Some(request) = request
-        && let Some(reply) = created_before(db, request).await?
-    {
-        return Ok(reply);
+) -> Result<Reply<(Webhook, WebhookKey)>, Error> {
+    if let Some(before) = answered_before(db, request, now).await? {
+        return Ok(Reply { value: (created(new, before.webhook, before.at), before.key), replayed: true });
     }
+    let mut transaction = db.get_postgres_connection_pool().begin().await.map_err(translate_sqlx)?;
     let id: Option<i64> = sqlx::query_scalar(
-        "INSERT INTO webhooks (url, kinds, description, key, cursor, next_at, created_at, created_digest, created_fingerprint)
-         SELECT $1, $2, $3, $4, $5, to_timestamp($6 / 1000.0), to_timestamp($6 / 1000.0), $7, $8
-         WHERE (SELECT count(*) FROM webhooks) < $9
-         ON CONFLICT (created_digest) DO NOTHING RETURNING id",
+        "INSERT INTO webhooks (url, kinds, description, key, cursor, next_at, created_at)
+         SELECT $1, $2, $3, $4, $5, to_timestamp($6 / 1000.0), to_timestamp($6 / 1000.0)
+         WHERE (SELECT count(*) FROM webhooks) < $7 RETURNING id",
     )
     .bind(&new.url)
     .bind(&new.kinds)
@@ -56,37 +54,109 @@ pub async fn create(
     .bind(key.as_bytes())
     .bind(cursor.to_string())
     .bind(now.0)
-    .bind(request.map(|request| request.digest.as_str()))
-    .bind(request.map(|request| request.fingerprint.as_str()))
     .bind(MAX_WEBHOOKS)
-    .fetch_optional(db.get_postgres_connection_pool())
+    .fetch_optional(&mut *transaction)
     .await
     .map_err(translate_sqlx)?;
-    if let Some(id) = id.and_then(WebhookId::new) {
-        return Ok(Reply { value: (id, key.clone()), replayed: false });
+    let id = id.and_then(WebhookId::new).ok_or(Error::TooManyWebhooks)?;
+    if record_request(&mut transaction, request, id, key, now).await? {
+        transaction.commit().await.map_err(translate_sqlx)?;
+        return Ok(Reply { value: (created(new, id, now), key.clone()), replayed: false });
     }
-    match request {
-        Some(request) => created_before(db, request).await?.ok_or(Error::TooManyWebhooks),
-        None => Err(Error::TooManyWebhooks),
+    // A concurrent request with this key was first.
+    transaction.rollback().await.map_err(translate_sqlx)?;
+    let before = answered_before(db, request, now).await?.ok_or(Error::InProgress)?;
+    Ok(Reply { value: (created(new, before.webhook, before.at), before.key), replayed: true })
+}
+
+/// A webhook as it is created.
+fn created(new: &NewWebhook, id: WebhookId, now: Millis) -> Webhook {
+    let NewWebhook { url, kinds, description } = new.clone();
+    Webhook {
+        id,
+        url,
+        kinds,
+        description,
+        status: WebhookStatus::On,
+        failing_since: None,
+        next_at: now,
+        retries: 0,
+        old_key_until: None,
+        created_at: now,
     }
 }
 
-/// The webhook that a request with this idempotency key created.
-async fn created_before(
+/// What an earlier request with the same idempotency key was answered.
+struct AnsweredRequest {
+    webhook: WebhookId,
+    key: WebhookKey,
+    at: Millis,
+}
+
+/// The answer to an earlier request with this idempotency key.
+///
+/// # Errors
+/// [`Error::IdempotencyKeyReused`] if that was another request; [`Error::Unavailable`] while PostgreSQL is.
+async fn answered_before(
     db: &Connection,
-    request: &IdempotencyKey,
-) -> Result<Option<Reply<(WebhookId, WebhookKey)>>, Error> {
-    let created: Option<(i64, Vec<u8>, String)> =
-        sqlx::query_as("SELECT id, key, created_fingerprint FROM webhooks WHERE created_digest = $1")
-            .bind(&request.digest)
-            .fetch_optional(db.get_postgres_connection_pool())
-            .await
-            .map_err(translate_sqlx)?;
-    let Some((id, key, fingerprint)) = created else { return Ok(None) };
+    request: Option<&IdempotencyKey>,
+    now: Millis,
+) -> Result<Option<AnsweredRequest>, Error> {
+    let Some(request) = request else { return Ok(None) };
+    let row: Option<(i64, Vec<u8>, i64, String)> = sqlx::query_as(
+        "SELECT webhook_id, key, (extract(epoch FROM at) * 1000)::bigint, fingerprint FROM webhook_requests
+         WHERE digest = $1 AND at > to_timestamp($2 / 1000.0)",
+    )
+    .bind(&request.digest)
+    .bind(now.0 - RECORD_TTL_MS)
+    .fetch_optional(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    let Some((webhook, key, at, fingerprint)) = row else { return Ok(None) };
     if fingerprint != request.fingerprint {
         return Err(Error::IdempotencyKeyReused);
     }
-    Ok(WebhookId::new(id).map(|id| Reply { value: (id, WebhookKey::new(key)), replayed: true }))
+    Ok(WebhookId::new(webhook).map(|webhook| AnsweredRequest { webhook, key: WebhookKey::new(key), at: Millis(at) }))
+}
+
+/// Keeps the answer to a request with an idempotency key. False if another request with this key has one.
+async fn record_request(
+    connection: &mut PgConnection,
+    request: Option<&IdempotencyKey>,
+    webhook: WebhookId,
+    key: &WebhookKey,
+    now: Millis,
+) -> Result<bool, Error> {
+    let Some(request) = request else { return Ok(true) };
+    let recorded = sqlx::query(
+        "INSERT INTO webhook_requests (digest, fingerprint, webhook_id, key, at) VALUES ($1, $2, $3, $4, to_timestamp($5 / 1000.0))
+         ON CONFLICT (digest) DO UPDATE SET fingerprint = excluded.fingerprint, webhook_id = excluded.webhook_id,
+             key = excluded.key, at = excluded.at
+         WHERE webhook_requests.at <= to_timestamp($6 / 1000.0)",
+    )
+    .bind(&request.digest)
+    .bind(&request.fingerprint)
+    .bind(webhook.get())
+    .bind(key.as_bytes())
+    .bind(now.0)
+    .bind(now.0 - RECORD_TTL_MS)
+    .execute(connection)
+    .await
+    .map_err(translate_sqlx)?;
+    Ok(recorded.rows_affected() > 0)
+}
+
+/// Removes the answers to requests whose idempotency keys are over.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn purge_requests(db: &Connection, now: Millis) -> Result<(), Error> {
+    sqlx::query("DELETE FROM webhook_requests WHERE at <= to_timestamp($1 / 1000.0)")
+        .bind(now.0 - RECORD_TTL_MS)
+        .execute(db.get_postgres_connection_pool())
+        .await
+        .map(drop)
+        .map_err(translate_sqlx)
 }
 
 /// All webhooks, by id.
@@ -119,7 +189,8 @@ pub async fn update(db: &Connection, id: WebhookId, patch: &WebhookPatch, now: M
              status = CASE WHEN $5 THEN 'ON' WHEN NOT $5 THEN 'OFF' ELSE status END,
              failing_since = CASE WHEN $5 IS NULL THEN failing_since END,
              failures = CASE WHEN $5 IS NULL THEN failures ELSE 0 END,
-             next_at = CASE WHEN $5 OR $2 IS NOT NULL THEN to_timestamp($6 / 1000.0) ELSE next_at END
+             next_at = CASE WHEN $5 OR $2 IS NOT NULL THEN to_timestamp($6 / 1000.0) ELSE next_at END,
+             changes = changes + 1
          WHERE id = $1",
     )
     .bind(id.get())
@@ -159,7 +230,7 @@ pub async fn delete(db: &Connection, id: WebhookId) -> Result<(), Error> {
     if deleted.rows_affected() == 0 { Err(Error::WebhookNotFound) } else { Ok(()) }
 }
 
-/// Gives a webhook another key, unless a request with this idempotency key has.
+/// Gives a webhook another key, unless a request with this idempotency key has. Returns the new key and the end of the old one.
 ///
 /// # Errors
 /// [`Error::KeyRotating`] while an earlier key is valid and is to stay so; [`Error::WebhookNotFound`];
@@ -169,11 +240,11 @@ pub async fn rotate(
     id: WebhookId,
     rotation: &KeyRotation,
     now: Millis,
-) -> Result<Reply<WebhookKeys>, Error> {
+) -> Result<Reply<(WebhookKey, Millis)>, Error> {
     let KeyRotation { new, valid_ms, request } = rotation;
     let mut transaction = db.get_postgres_connection_pool().begin().await.map_err(translate_sqlx)?;
     let row = sqlx::query(
-        "SELECT key, old_key, (extract(epoch FROM old_key_until) * 1000)::bigint AS old_key_ms, rotated_digest, rotated_fingerprint
+        "SELECT key, old_key, (extract(epoch FROM old_key_until) * 1000)::bigint AS old_key_ms
          FROM webhooks WHERE id = $1 FOR UPDATE",
     )
     .bind(id.get())
@@ -181,35 +252,27 @@ pub async fn rotate(
     .await
     .map_err(translate_sqlx)?
     .ok_or(Error::WebhookNotFound)?;
-    let before = keys(&row).map_err(translate_sqlx)?;
-    if let Some(request) = request {
-        let digest: Option<String> = row.try_get("rotated_digest").map_err(translate_sqlx)?;
-        let fingerprint: Option<String> = row.try_get("rotated_fingerprint").map_err(translate_sqlx)?;
-        if digest.as_ref() == Some(&request.digest) {
-            let same = fingerprint.as_ref() == Some(&request.fingerprint);
-            return if same { Ok(Reply { value: before, replayed: true }) } else { Err(Error::IdempotencyKeyReused) };
-        }
+    // Requests for one webhook wait for each other here.
+    if let Some(before) = answered_before(db, request.as_ref(), now).await? {
+        return Ok(Reply { value: (before.key, before.at.plus(*valid_ms)), replayed: true });
     }
-    let is_rotating = before.old.as_ref().is_some_and(|(_, until)| *until > now);
+    let is_rotating = keys(&row).map_err(translate_sqlx)?.old.is_some_and(|(_, until)| until > now);
     if is_rotating && *valid_ms > 0 {
         return Err(Error::KeyRotating);
     }
     let until = now.plus(*valid_ms);
-    sqlx::query(
-        "UPDATE webhooks SET key = $2, old_key = key, old_key_until = to_timestamp($3 / 1000.0), rotated_digest = $4,
-             rotated_fingerprint = $5 WHERE id = $1",
-    )
-    .bind(id.get())
-    .bind(new.as_bytes())
-    .bind(until.0)
-    .bind(request.as_ref().map(|request| request.digest.as_str()))
-    .bind(request.as_ref().map(|request| request.fingerprint.as_str()))
-    .execute(&mut *transaction)
-    .await
-    .map_err(translate_sqlx)?;
+    sqlx::query("UPDATE webhooks SET key = $2, old_key = key, old_key_until = to_timestamp($3 / 1000.0) WHERE id = $1")
+        .bind(id.get())
+        .bind(new.as_bytes())
+        .bind(until.0)
+        .execute(&mut *transaction)
+        .await
+        .map_err(translate_sqlx)?;
+    if !record_request(&mut transaction, request.as_ref(), id, new, now).await? {
+        return Err(Error::IdempotencyKeyReused);
+    }
     transaction.commit().await.map_err(translate_sqlx)?;
-    let value = WebhookKeys { key: new.clone(), old: Some((before.key, until)) };
-    Ok(Reply { value, replayed: false })
+    Ok(Reply { value: (new.clone(), until), replayed: false })
 }
 
 /// The attempts of a webhook, newest first.
@@ -233,37 +296,59 @@ pub async fn deliveries(db: &Connection, id: WebhookId, filter: DeliveryFilter) 
     rows.and_then(|rows| rows.iter().map(delivery).collect()).map_err(translate_sqlx)
 }
 
-/// Has an event sent to a webhook at once, beside all others. `body`: the CloudEvent.
+/// Has an event sent to a webhook at once, beside all others; one that is the next of its subject to be sent again is due at once
+/// instead. `body`: the CloudEvent.
 ///
 /// # Errors
-/// [`Error::Unavailable`] while PostgreSQL is.
+/// [`Error::WebhookNotFound`]; [`Error::Unavailable`] while PostgreSQL is.
 pub async fn resend(db: &Connection, id: WebhookId, event: &KeptEvent, body: &str, now: Millis) -> Result<(), Error> {
     let mut transaction = db.get_postgres_connection_pool().begin().await.map_err(translate_sqlx)?;
-    sqlx::query(
-        "INSERT INTO webhook_retries (webhook_id, partition, epoch, seq, late, event_id, kind, subject, body, attempts,
-             first_failed_at, due_at, manual)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, to_timestamp($10 / 1000.0), to_timestamp($10 / 1000.0), true)
-         ON CONFLICT (webhook_id, partition, epoch, seq, late) DO UPDATE SET due_at = excluded.due_at",
+    let found = sqlx::query("UPDATE webhooks SET next_at = to_timestamp($2 / 1000.0) WHERE id = $1")
+        .bind(id.get())
+        .bind(now.0)
+        .execute(&mut *transaction)
+        .await
+        .map_err(translate_sqlx)?;
+    if found.rows_affected() == 0 {
+        return Err(Error::WebhookNotFound);
+    }
+    let is_next = sqlx::query(
+        "UPDATE webhook_retries SET due_at = to_timestamp($6 / 1000.0)
+         WHERE webhook_id = $1 AND partition = $2 AND epoch = $3 AND seq = $4 AND late = $5 AND NOT manual AND NOT EXISTS (
+             SELECT FROM webhook_retries AS r WHERE r.webhook_id = $1 AND r.subject = $7 AND NOT r.manual
+                 AND (r.partition, r.epoch, r.seq, r.late) < ($2, $3, $4, $5))",
     )
     .bind(id.get())
     .bind(i32::from(event.partition.0))
     .bind(event.place.epoch)
     .bind(event.place.seq)
     .bind(event.place.late as i32)
-    .bind(event.id())
-    .bind(&event.kind)
-    .bind(&event.subject)
-    .bind(body)
     .bind(now.0)
+    .bind(&event.subject)
     .execute(&mut *transaction)
     .await
     .map_err(translate_sqlx)?;
-    sqlx::query("UPDATE webhooks SET next_at = to_timestamp($2 / 1000.0) WHERE id = $1")
+    if is_next.rows_affected() == 0 {
+        sqlx::query(
+            "INSERT INTO webhook_retries (webhook_id, partition, epoch, seq, late, event_id, kind, subject, body, attempts,
+                 first_failed_at, due_at, manual)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, to_timestamp($10 / 1000.0), to_timestamp($10 / 1000.0), true)
+             ON CONFLICT (webhook_id, partition, epoch, seq, late, manual) DO UPDATE SET due_at = excluded.due_at",
+        )
         .bind(id.get())
+        .bind(i32::from(event.partition.0))
+        .bind(event.place.epoch)
+        .bind(event.place.seq)
+        .bind(event.place.late as i32)
+        .bind(event.id())
+        .bind(&event.kind)
+        .bind(&event.subject)
+        .bind(body)
         .bind(now.0)
         .execute(&mut *transaction)
         .await
         .map_err(translate_sqlx)?;
+    }
     transaction.commit().await.map_err(translate_sqlx)
 }
 

@@ -37,7 +37,7 @@ pub async fn due(db: &Connection, now: Millis) -> Result<Vec<DueWebhook>, Error>
                  ORDER BY manual, CASE WHEN manual THEN event_id ELSE subject END, partition, epoch, seq, late) AS first
              WHERE due_at <= to_timestamp($1 / 1000.0)) AS has_retries
          FROM webhooks AS w
-         WHERE status = 'ON' AND next_at <= to_timestamp($1 / 1000.0) AND coalesce(leased_until <= clock_timestamp(), true)
+         WHERE status = 'ON' AND (failures = 0 OR next_at <= to_timestamp($1 / 1000.0)) AND coalesce(leased_until <= clock_timestamp(), true)
          ORDER BY next_at, id",
     )
     .bind(now.0)
@@ -66,6 +66,15 @@ pub async fn failing(db: &Connection) -> Result<(i64, i64), Error> {
     .map_err(translate_sqlx)
 }
 
+/// The columns of a leased webhook `w`.
+macro_rules! leased_columns {
+    () => {
+        "w.id, url, kinds, key, old_key, (extract(epoch FROM old_key_until) * 1000)::bigint AS old_key_ms, cursor,
+         (extract(epoch FROM failing_since) * 1000)::bigint AS failing_ms, failures, changes,
+         (SELECT count(*) FROM webhook_retries AS r WHERE r.webhook_id = w.id) AS retries"
+    };
+}
+
 /// Takes or keeps the lease of a webhook that is on, and reads it; `None` if another process has it, or if it is off.
 ///
 /// # Errors
@@ -76,17 +85,39 @@ pub async fn lease(
     process: &str,
     time: Duration,
 ) -> Result<Option<LeasedWebhook>, Error> {
-    let row = sqlx::query(
+    let row = sqlx::query(concat!(
         "WITH leased AS (
              SELECT id FROM webhooks
              WHERE id = $1 AND status = 'ON' AND (leased_by = $2 OR coalesce(leased_until <= clock_timestamp(), true))
              FOR UPDATE SKIP LOCKED)
          UPDATE webhooks AS w SET leased_by = $2, leased_until = clock_timestamp() + $3 * interval '1 ms'
-         FROM leased WHERE w.id = leased.id
-         RETURNING w.id, url, kinds, key, old_key, (extract(epoch FROM old_key_until) * 1000)::bigint AS old_key_ms, cursor,
-             (extract(epoch FROM failing_since) * 1000)::bigint AS failing_ms, failures,
-             (SELECT count(*) FROM webhook_retries AS r WHERE r.webhook_id = w.id) AS retries",
-    )
+         FROM leased WHERE w.id = leased.id RETURNING ",
+        leased_columns!()
+    ))
+    .bind(webhook.get())
+    .bind(process)
+    .bind(time.as_millis() as f64)
+    .fetch_optional(db.get_postgres_connection_pool())
+    .await
+    .map_err(translate_sqlx)?;
+    row.as_ref().map(leased).transpose().map_err(translate_sqlx)
+}
+
+/// Keeps the lease of a webhook, and reads it; `None` if another process has it, or if it is off.
+///
+/// # Errors
+/// [`Error::Unavailable`] while PostgreSQL is.
+pub async fn renew(
+    db: &Connection,
+    webhook: WebhookId,
+    process: &str,
+    time: Duration,
+) -> Result<Option<LeasedWebhook>, Error> {
+    let row = sqlx::query(concat!(
+        "UPDATE webhooks AS w SET leased_until = clock_timestamp() + $3 * interval '1 ms'
+         WHERE id = $1 AND leased_by = $2 AND status = 'ON' RETURNING ",
+        leased_columns!()
+    ))
     .bind(webhook.get())
     .bind(process)
     .bind(time.as_millis() as f64)
@@ -144,22 +175,27 @@ pub async fn waiting_subjects(db: &Connection, webhook: WebhookId) -> Result<Vec
         .map_err(translate_sqlx)
 }
 
-/// Writes what a round changes. Returns whether the process still had the lease; otherwise nothing is changed.
+/// Writes what a round changes; `None`, and nothing is changed, if the process has lost the lease. What a round says of the receiver
+/// counts only if no operator has changed the webhook meanwhile: returns whether it does.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn finish(
     db: &Connection,
-    webhook: WebhookId,
+    webhook: &LeasedWebhook,
     process: &str,
     outcome: &RoundOutcome,
     now: Millis,
-) -> Result<bool, Error> {
+) -> Result<Option<bool>, Error> {
+    let (changes, webhook) = (webhook.changes, webhook.id);
     let mut transaction = db.get_postgres_connection_pool().begin().await.map_err(translate_sqlx)?;
-    let finished = sqlx::query(
-        "UPDATE webhooks SET cursor = $3, failing_since = to_timestamp($4 / 1000.0), failures = $5,
-             next_at = to_timestamp($6 / 1000.0), status = CASE WHEN $7 AND status = 'ON' THEN 'FAILED' ELSE status END
-         WHERE id = $1 AND leased_by = $2",
+    let finished: Option<bool> = sqlx::query_scalar(
+        "UPDATE webhooks SET cursor = $3,
+             failing_since = CASE WHEN changes = $8 THEN to_timestamp($4 / 1000.0) ELSE failing_since END,
+             failures = CASE WHEN changes = $8 THEN $5 ELSE failures END,
+             next_at = CASE WHEN changes = $8 THEN to_timestamp($6 / 1000.0) ELSE next_at END,
+             status = CASE WHEN changes = $8 AND $7 AND status = 'ON' THEN 'FAILED' ELSE status END
+         WHERE id = $1 AND leased_by = $2 RETURNING changes = $8",
     )
     .bind(webhook.get())
     .bind(process)
@@ -168,11 +204,12 @@ pub async fn finish(
     .bind(outcome.failures as i32)
     .bind(outcome.next_at.0)
     .bind(outcome.gives_up)
-    .execute(&mut *transaction)
+    .bind(changes)
+    .fetch_optional(&mut *transaction)
     .await
     .map_err(translate_sqlx)?;
-    if finished.rows_affected() == 0 {
-        return Ok(false);
+    if finished.is_none() {
+        return Ok(None);
     }
     let written = async {
         recovered(&mut transaction, webhook, &outcome.recovered).await?;
@@ -181,29 +218,31 @@ pub async fn finish(
     };
     written.await.map_err(translate_sqlx)?;
     transaction.commit().await.map_err(translate_sqlx)?;
-    Ok(true)
+    Ok(finished)
 }
 
 async fn recovered(
     connection: &mut PgConnection,
     webhook: WebhookId,
-    places: &[(Partition, EventPlace)],
+    places: &[(Partition, EventPlace, bool)],
 ) -> sqlx::Result<()> {
     if places.is_empty() {
         return Ok(());
     }
-    let column = |value: fn(&(Partition, EventPlace)) -> i64| places.iter().map(value).collect::<Vec<i64>>();
+    let column = |value: fn(&(Partition, EventPlace, bool)) -> i64| places.iter().map(value).collect::<Vec<i64>>();
     sqlx::query(
-        "DELETE FROM webhook_retries AS r USING unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-             AS gone (partition, epoch, seq, late)
+        "DELETE FROM webhook_retries AS r
+         USING unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::boolean[])
+             AS gone (partition, epoch, seq, late, manual)
          WHERE r.webhook_id = $1 AND r.partition = gone.partition AND r.epoch = gone.epoch AND r.seq = gone.seq
-             AND r.late = gone.late",
+             AND r.late = gone.late AND r.manual = gone.manual",
     )
     .bind(webhook.get())
-    .bind(column(|(here, _)| here.0.into()))
-    .bind(column(|(_, place)| place.epoch))
-    .bind(column(|(_, place)| place.seq))
-    .bind(column(|(_, place)| place.late))
+    .bind(column(|(here, ..)| here.0.into()))
+    .bind(column(|(_, place, _)| place.epoch))
+    .bind(column(|(_, place, _)| place.seq))
+    .bind(column(|(_, place, _)| place.late))
+    .bind(places.iter().map(|(.., manual)| *manual).collect::<Vec<bool>>())
     .execute(connection)
     .await
     .map(drop)
@@ -229,7 +268,7 @@ async fn failed(
          FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[],
                      $10::bigint[], $11::bigint[], $12::bigint[], $13::boolean[])
              AS new (partition, epoch, seq, late, event_id, kind, subject, body, attempts, first_failed, due, manual)
-         ON CONFLICT (webhook_id, partition, epoch, seq, late) DO UPDATE SET attempts = excluded.attempts,
+         ON CONFLICT (webhook_id, partition, epoch, seq, late, manual) DO UPDATE SET attempts = excluded.attempts,
              due_at = excluded.due_at",
     )
     .bind(webhook.get())
@@ -332,6 +371,7 @@ fn leased(row: &PgRow) -> sqlx::Result<LeasedWebhook> {
         failing_since: row.try_get::<Option<i64>, _>("failing_ms")?.map(Millis),
         failures: row.try_get::<i32, _>("failures")?.into(),
         retries: row.try_get("retries")?,
+        changes: row.try_get("changes")?,
     })
 }
 

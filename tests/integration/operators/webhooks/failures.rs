@@ -12,18 +12,6 @@ use super::*;
 const MINUTE_MS: i64 = 60_000;
 const DAY_MS: i64 = 86_400_000;
 
-/// Users with a charge each.
-async fn charges(test: &TestApp, count: usize) -> Vec<i64> {
-    let mut users = Vec::new();
-    for _ in 0..count {
-        let user = test.user(0).await;
-        test.put_charge(user, 1).await.ok();
-        users.push(user);
-    }
-    test.drain().await;
-    users
-}
-
 #[tokio::test]
 async fn failed_event_delays_only_its_subject() {
     let test = TestApp::start().await;

@@ -1,7 +1,9 @@
 //! Webhooks: what receivers get, in which order, and what becomes of those that fail.
 
+mod changes;
 mod failures;
 pub mod receiver;
+mod subjects;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +39,18 @@ async fn deliveries(test: &TestApp, webhook: i64, query: &str) -> Vec<Value> {
 
 async fn send_due(test: &TestApp) {
     test.app.webhooks.send_due().await.unwrap();
+}
+
+/// Users with a charge each.
+async fn charges(test: &TestApp, count: usize) -> Vec<i64> {
+    let mut users = Vec::new();
+    for _ in 0..count {
+        let user = test.user(0).await;
+        test.put_charge(user, 1).await.ok();
+        users.push(user);
+    }
+    test.drain().await;
+    users
 }
 
 /// The ids of all events, of those types if any.
@@ -163,7 +177,9 @@ async fn webhook_secret_rotates_with_two_valid() {
         }
     };
     charge(&[(&old, true), (&secret, true)]).await;
+    assert_ne!(shown(&test, id).await["oldSecretUntil"], Value::Null);
     test.clock.advance(60_000);
+    assert_eq!(shown(&test, id).await["oldSecretUntil"], Value::Null);
     charge(&[(&old, false), (&secret, true)]).await;
     // A secret that leaked is invalid at once.
     let newest = post(&test, &path, json!({"validSeconds": 0})).await.ok()["secret"].as_str().unwrap().to_owned();

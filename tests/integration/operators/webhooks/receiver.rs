@@ -1,9 +1,6 @@
 //! A receiver of webhooks that checks signatures, and answers as a test says.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, Mutex};
 
 use axum::{
     Router,
@@ -50,14 +47,15 @@ impl Received {
 }
 
 type Answer = Arc<dyn Fn(&Received) -> u16 + Send + Sync>;
+type Hangs = Arc<dyn Fn(&Received) -> bool + Send + Sync>;
 
 #[derive(Clone)]
 struct ReceiverState {
     received: Arc<Mutex<Vec<Received>>>,
     answer: Arc<Mutex<Answer>>,
-    /// Whether requests get no answer.
-    hangs: Arc<AtomicBool>,
-    never: Arc<Notify>,
+    /// Which requests get no answer.
+    hangs: Arc<Mutex<Hangs>>,
+    released: Arc<Notify>,
 }
 
 pub struct Receiver {
@@ -71,8 +69,8 @@ impl Receiver {
         let state = ReceiverState {
             received: Arc::default(),
             answer: Arc::new(Mutex::new(Arc::new(|_| 204))),
-            hangs: Arc::default(),
-            never: Arc::default(),
+            hangs: Arc::new(Mutex::new(Arc::new(|_| false))),
+            released: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
@@ -87,7 +85,18 @@ impl Receiver {
     }
 
     pub fn hangs(&self, hangs: bool) {
-        self.state.hangs.store(hangs, Ordering::SeqCst);
+        self.hangs_for(move |_| hangs);
+    }
+
+    /// Does not answer those requests from now on.
+    pub fn hangs_for(&self, hangs: impl Fn(&Received) -> bool + Send + Sync + 'static) {
+        *self.state.hangs.lock().unwrap() = Arc::new(hangs);
+    }
+
+    /// Answers the requests that hang, and all later ones.
+    pub fn release(&self) {
+        self.hangs(false);
+        self.state.released.notify_waiters();
     }
 
     /// All requests until now, also those that were not answered with success.
@@ -124,8 +133,9 @@ async fn receive(State(state): State<ReceiverState>, headers: HeaderMap, body: B
         received.number = all.len();
         all.push(received.clone());
     }
-    if state.hangs.load(Ordering::SeqCst) {
-        state.never.notified().await;
+    let hangs = state.hangs.lock().unwrap().clone();
+    if hangs(&received) {
+        state.released.notified().await;
     }
     let answer = state.answer.lock().unwrap().clone();
     let status = StatusCode::from_u16(answer(&received)).unwrap();
