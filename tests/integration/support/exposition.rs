@@ -23,10 +23,13 @@ impl Scrape {
         assert!(text.ends_with('\n'), "the last line has no line feed");
         let mut families: BTreeMap<String, Family> = BTreeMap::new();
         let mut current = String::new();
+        // Of the current metric: a scrape has thousands of samples.
+        let mut seen = BTreeSet::new();
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').unwrap_or_else(|| panic!("no help: {line}"));
                 name.clone_into(&mut current);
+                seen.clear();
                 let before = families.insert(name.to_owned(), Family { help: help.to_owned(), ..Family::default() });
                 assert!(before.is_none(), "{name} occurs twice");
             } else if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -42,8 +45,7 @@ impl Scrape {
                 assert!(parts.contains(&part), "{line}");
                 assert_eq!(labels.contains_key("le"), part == "_bucket", "{line}");
                 family.labels.extend(labels.keys().filter(|label| *label != "le").cloned());
-                let twice = family.samples.iter().any(|(other, of, _)| *other == name && *of == labels);
-                assert!(!twice, "twice: {line}");
+                assert!(seen.insert((name.clone(), labels.clone())), "twice: {line}");
                 family.samples.push((name, labels, value));
             }
         }
@@ -88,33 +90,22 @@ impl Family {
             return;
         }
         // The buckets' counts do not decrease, and the last one equals `_count`.
-        let series: BTreeSet<BTreeMap<String, String>> = self
-            .samples
-            .iter()
-            .filter(|(part, ..)| part.ends_with("_count"))
-            .map(|(_, labels, _)| labels.clone())
-            .collect();
-        for of in series {
-            let without_le = |labels: &BTreeMap<String, String>| {
-                let mut labels = labels.clone();
-                labels.remove("le");
-                labels
-            };
-            let mut buckets: Vec<(f64, f64)> = self
-                .samples
-                .iter()
-                .filter(|(part, labels, _)| part.ends_with("_bucket") && without_le(labels) == of)
-                .map(|(_, labels, value)| (labels["le"].replace("+Inf", "inf").parse().unwrap(), *value))
-                .collect();
+        let mut series = BTreeMap::<_, (Vec<(f64, f64)>, Option<f64>)>::new();
+        for (part, labels, value) in &self.samples {
+            let mut of = labels.clone();
+            let le = of.remove("le");
+            let (buckets, count) = series.entry(of).or_default();
+            match le {
+                Some(le) => buckets.push((le.replace("+Inf", "inf").parse().unwrap(), *value)),
+                None if part.ends_with("_count") => *count = Some(*value),
+                None => {}
+            }
+        }
+        for (of, (mut buckets, count)) in series {
             buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
             assert!(buckets.windows(2).all(|pair| pair[0].1 <= pair[1].1), "{name} {of:?}: {buckets:?}");
-            let count =
-                self.samples.iter().find(|(part, labels, _)| part.ends_with("_count") && *labels == of).unwrap();
-            assert_eq!(
-                buckets.last().map(|(le, all)| (le.is_infinite(), *all)),
-                Some((true, count.2)),
-                "{name} {of:?}"
-            );
+            let last = buckets.last().map(|(le, all)| (le.is_infinite(), Some(*all)));
+            assert!(count.is_some() && last == Some((true, count)), "{name} {of:?}: {buckets:?}, {count:?}");
         }
     }
 }
