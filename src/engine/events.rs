@@ -107,9 +107,8 @@ impl Engine {
             EventStart::At(cursor) if cursor.partitions() == ranges.len() => cursor.clone(),
             EventStart::At(_) => return Err(Error::InvalidRequest("after")),
         };
-        if ranges.iter().any(|range| next.place(range.partition) < range.after) {
-            return Err(Error::EventsExpired);
-        }
+        check_kept(&next, ranges)?;
+        let start = next.clone();
         let limit = query.limit.max(1) as usize;
         let (mut found, mut scanned, mut last_read) = (Vec::new(), 0, None);
         for here in next.order() {
@@ -136,6 +135,10 @@ impl Engine {
         }
         if let Some(last) = last_read {
             next.begin_with(Partition(last.0 + 1));
+        }
+        if next != start {
+            // A purge may have come between the two reads.
+            check_kept(&start, &events::ranges(&self.db).await?)?;
         }
         let has_more = ranges.iter().any(|range| range.last > next.place(range.partition));
         Ok(EventPage { events: found, next, has_more })
@@ -165,4 +168,10 @@ impl Engine {
         };
         self.identity.get_or_try_init(|| read).await.map(String::as_str)
     }
+}
+
+/// Checks that no event after a cursor is missing.
+fn check_kept(cursor: &EventCursor, ranges: &[EventRange]) -> Result<(), Error> {
+    let is_expired = ranges.iter().any(|range| cursor.place(range.partition) < range.after);
+    if is_expired { Err(Error::EventsExpired) } else { Ok(()) }
 }

@@ -205,11 +205,13 @@ impl Projector {
             return Err(refused("it has no place among the decisions"));
         };
         // Both stores are asked: Redis is in the new epoch of a rebuild before PostgreSQL is.
-        let in_redis = self.store.position(here).await?;
+        let state = self.store.partition_state(here).await?;
+        let in_redis = state.position.ok_or_else(|| Error::unavailable("the partition has no state in Redis"))?;
         if (projected.epoch, in_redis.epoch) != (stored_epoch, stored_epoch) {
             return Err(refused("it was decided before a rebuild, which went on without it"));
         }
-        if projected < *decided.get_or_insert(in_redis) {
+        // A frozen partition is not projected, and a rebuild would leave the event out.
+        if projected < *decided.get_or_insert(in_redis) && state.frozen.is_none() {
             return Err(NotApplied::Behind);
         }
         let mut decoded = event::decode(&stored.fields);
