@@ -55,6 +55,7 @@ impl Engine {
         user: Option<UserId>,
         refund: &NewRefund,
     ) -> Outcome<Order> {
+        let mut refused = Error::InProgress;
         for _ in 0..CLOSE_ATTEMPTS {
             let found = self.archive.find(order).await?;
             let found = found.filter(|found| user.is_none_or(|user| found.record.order.user_id == user));
@@ -71,14 +72,15 @@ impl Engine {
                     return Ok(Reply { value, replayed: closed.replayed });
                 }
                 // The order changed after the read: try again.
-                Ok(None) => {}
-                Err(Error::OrderNotFound) if paid => {}
+                Ok(None) => refused = Error::InProgress,
+                // It has left Redis since it was restored, or its user was forgotten.
+                Err(Error::OrderNotFound) if paid => refused = Error::OrderNotFound,
                 // The order is archived, and this request is no repeat of the one that closed it.
                 Err(Error::OrderNotFound) if found.is_archived() => return Err(Error::OrderAlreadyClosed),
                 Err(error) => return Err(error),
             }
         }
-        Err(Error::InProgress)
+        Err(refused)
     }
 
     /// Refunds an order as the record shows it. `None` if the order differs from the record.

@@ -131,6 +131,20 @@ async fn forgotten_user_not_found_from_then_on() {
 }
 
 #[tokio::test]
+async fn paid_order_of_forgotten_user_not_found_when_cancelled() {
+    on_1_and_3(async |test| {
+        let (user, product) = (test.user(2_000).await, test.product(1_000, 5).await);
+        let paid = bought(test, user, product, 2).await;
+        assert_eq!(forget(test, user, "").await.status, 204);
+        let done = effects(test).await;
+        cancel(test, paid, user).await.refused(404, "ORDER_NOT_FOUND");
+        test.refund_lines(paid, user, &[(product, 1)]).await.refused(404, "ORDER_NOT_FOUND");
+        assert_eq!(effects(test).await, done);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn forgotten_user_stays_so_after_rebuild() {
     on_1_and_3(async |test| {
         let (user, other) = (test.user(7).await, test.user(7).await);
