@@ -10,6 +10,8 @@
 //! | unacceptable | the same with another amount, or `WAITING_FOR_DEPOSIT`: a virtual account, which is not supported |
 //! | declined | a payment of this order, `CANCELED`, `ABORTED` or `EXPIRED`; a refusal of the customer's card or account |
 //! | not found | `NOT_FOUND_PAYMENT`; a payment of this order that is not confirmed; a payment of another order |
+//!
+//! A key that Toss does not accept says nothing of the payment: Toss is asked by the order's name.
 
 use std::{fmt, time::Duration};
 
@@ -134,6 +136,26 @@ impl Toss {
         Ok(Toss { client: ProviderClient::new(kind, &config.url, config.timeout, basic)? })
     }
 
+    /// Asks about the payment by its key. Where the key is not known, or Toss finds fault with it, by the order's name: the
+    /// customer chose the key, and a wrong one must not leave the outcome unknown.
+    async fn query(&self, request_id: &str, charge: &Charge) -> StatusOutcome {
+        let by_key = charge.transaction.as_deref().map(|key| self.client.url(&["v1", "payments", key]));
+        if let Some(Ok(url)) = by_key {
+            let route = ("GET", "/v1/payments/{paymentKey}");
+            match self.client.call(request_id, route, self.client.get(url)).await {
+                Ok(reply) if is_fault_of_request(&reply) => {}
+                reply => return decode_query(charge, reply),
+            }
+        }
+        let reply = match self.client.url(&["v1", "payments", "orders", &charge.merchant_order_id]) {
+            Ok(url) => {
+                self.client.call(request_id, ("GET", "/v1/payments/orders/{orderId}"), self.client.get(url)).await
+            }
+            Err(why) => Err(why),
+        };
+        decode_query(charge, reply)
+    }
+
     /// Sends a `POST /v1/payments/{paymentKey}/cancel`; without an amount, of all that is left.
     async fn send_cancel(
         &self,
@@ -173,8 +195,12 @@ impl PaymentGateway for Toss {
     }
 
     fn transaction_of(&self, presented: Presented<'_>) -> Result<Option<String>, InvalidToken> {
-        let usable =
-            |key: &&str| (1..=MAX_KEY_LEN).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        // The characters of ids that a URL leaves alone, and never a segment that it drops.
+        let usable = |key: &&str| {
+            (1..=MAX_KEY_LEN).contains(&key.len())
+                && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_=.~".contains(&byte))
+                && key.bytes().any(|byte| byte.is_ascii_alphanumeric())
+        };
         presented.token.filter(usable).map(|key| Some(key.to_owned())).ok_or(InvalidToken)
     }
 
@@ -205,18 +231,11 @@ impl PaymentGateway for Toss {
 
     fn status<'a>(&'a self, request_id: &'a str, charge: &'a Charge) -> BoxFuture<'a, StatusOutcome> {
         async move {
-            // By its key, or by the order's name where the key is not known.
-            let order = charge.merchant_order_id.as_str();
-            let (segments, route) = match &charge.transaction {
-                Some(key) => (vec!["v1", "payments", key.as_str()], "/v1/payments/{paymentKey}"),
-                None => (vec!["v1", "payments", "orders", order], "/v1/payments/orders/{orderId}"),
+            let query = self.query(request_id, charge);
+            let outcome = match tokio::time::timeout(self.client.timeout(), query).await {
+                Ok(outcome) => outcome,
+                Err(_) => StatusOutcome::Unknown { why: "timed out".to_owned() },
             };
-            let reply = match self.client.url(&segments) {
-                Ok(url) => self.client.call(request_id, ("GET", route), self.client.get(url)).await,
-                Err(why) => Err(why),
-            };
-            let outcome =
-                reply.map_or_else(|why| StatusOutcome::Unknown { why }, |reply| decode_status(charge, &reply));
             log::status(&self.client, request_id, charge, outcome)
         }
         .boxed()
@@ -257,6 +276,15 @@ fn decode_pay(charge: &Charge, (status, body): &HttpReply) -> PayOutcome {
     }
 }
 
+fn decode_query(charge: &Charge, reply: Result<HttpReply, String>) -> StatusOutcome {
+    reply.map_or_else(|why| StatusOutcome::Unknown { why }, |reply| decode_status(charge, &reply))
+}
+
+/// Whether Toss refuses a query for another reason than that it has no such payment.
+fn is_fault_of_request((status, body): &HttpReply) -> bool {
+    matches!(status, 400 | 403 | 404 | 422) && reply::object::<TossError>(body).is_some() && !is_not_found(body)
+}
+
 fn decode_status(charge: &Charge, (status, body): &HttpReply) -> StatusOutcome {
     match status {
         200..=299 => decode_payment(charge, *status, body),
@@ -274,7 +302,11 @@ fn decode_payment(charge: &Charge, status: u16, body: &[u8]) -> StatusOutcome {
         return StatusOutcome::NotFound;
     }
     if charge.transaction.as_ref().is_some_and(|key| *key != payment.payment_key) {
-        return StatusOutcome::Unknown { why: format!("HTTP {status} about another payment") };
+        // The order's customer has begun another payment, and brought the key of none.
+        return match payment.status.as_str() {
+            "READY" | "IN_PROGRESS" | "CANCELED" | "ABORTED" | "EXPIRED" => StatusOutcome::NotFound,
+            _ => StatusOutcome::Unknown { why: format!("HTTP {status} about another payment") },
+        };
     }
     let taken = reply::integer(payment.total_amount).filter(|_| payment.currency.is_none_or(|it| it == "KRW"));
     match payment.status.as_str() {

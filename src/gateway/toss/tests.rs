@@ -56,6 +56,7 @@ fn toss_payment_judged_by_state_and_amount() {
 fn toss_payment_of_other_order_never_approves() {
     assert_eq!(status_of("DONE", json!({"orderId": "shop-8"})), StatusOutcome::NotFound);
     assert!(matches!(status_of("DONE", json!({"paymentKey": "key-2"})), StatusOutcome::Unknown { .. }));
+    assert_eq!(status_of("IN_PROGRESS", json!({"paymentKey": "key-2"})), StatusOutcome::NotFound);
     let other = payment("DONE", json!({"orderId": "shop-8"}));
     assert!(matches!(decode_pay(&charge(), &(200, other)), PayOutcome::Unknown { .. }));
 }
@@ -103,7 +104,17 @@ fn toss_key_refused_when_missing_or_unsafe() {
     let key = |token| toss.transaction_of(Presented { token, prepared: None, merchant_order_id: "shop-7" });
     assert_eq!(key(Some("key-1")), Ok(Some("key-1".to_owned())));
     let long = "k".repeat(201);
-    for refused in [None, Some(""), Some("a key"), Some("키"), Some(long.as_str())] {
+    for refused in [
+        None,
+        Some(""),
+        Some("a key"),
+        Some("키"),
+        Some("."),
+        Some(".."),
+        Some("a/b"),
+        Some("a%2f"),
+        Some(long.as_str()),
+    ] {
         assert_eq!(key(refused), Err(InvalidToken), "{refused:?}");
     }
     for secret_key in ["", "hunter2 hunter2", "hunter2\n"] {

@@ -79,6 +79,9 @@ async fn payment(State(shared): State<Arc<Shared>>, Path(key): Path<String>, hea
     if !is_authorized(&headers) {
         return error(401, "UNAUTHORIZED_KEY");
     }
+    if !key.starts_with("tgen_") {
+        return error(400, "INVALID_REQUEST");
+    }
     query_payment(&shared, headers, &key).await
 }
 
