@@ -1,7 +1,7 @@
 //! Which check covers which key of Redis: each kind of key has at least one, so that no key is forgotten.
 //!
 //! What a check does not see, a changed value may hide. These fields are such: the text and the number of a gateway's answers in
-//! an order (`gateway_said`, `gateway_asks`), the preparation of its payment (`prepared`), the positions, the time and the history within the word of a process, which a
+//! an order (`gateway_said`, `gateway_asks`), the preparations of its payment (`prepared`, `prepared_ids`), the positions, the time and the history within the word of a process, which a
 //! process renews twice a second, the ids of requests in the outbox, the token of a prepared release, the remaining life of a
 //! key that expires (but of idempotency records), a sequence of ids that is too high, numbers of coupons that are skipped, the
 //! next check of a gateway within its longest pause, the number of units that came back on sale (`freed`), the number by which

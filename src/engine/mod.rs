@@ -176,10 +176,15 @@ impl Engine {
         if !self.store.claims_key(call, decides) {
             return decision.await;
         }
+        self.with_bound_key(call, decision).await
+    }
+
+    /// Binds the idempotency key in its own partition while `work` runs, and afterwards unless it is a refusal.
+    async fn with_bound_key<T>(&self, call: &Call, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
         // Boxed, because few requests need this: otherwise the future of every coupon issue would be as large
         // (docs/decisions.md).
         Box::pin(self.store.idempotency_claim(call)).await?;
-        let outcome = decision.await;
+        let outcome = work.await;
         let refused = outcome.as_ref().is_err_and(|error| !error.leaves_outcome_unknown());
         if let Err(error) = Box::pin(self.store.idempotency_settle(call, !refused)).await {
             tracing::debug!(%error, "can't settle the claim of an idempotency key: it expires by itself");

@@ -45,8 +45,13 @@ impl Engine {
             // Boxed, because few requests need this: otherwise the future of every payment would be as large
             // (docs/decisions.md).
             Some(gateway) => {
-                let gateway = (&gateway, token);
-                Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, gateway)).await?
+                let by = (&gateway, token);
+                match Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, by)).await {
+                    Err(Error::OrderAlreadyPaid) if gateway.takes_money_first() => {
+                        return Box::pin(self.paid_before(call, &payment, (&*gateway, token))).await;
+                    }
+                    settled => settled?,
+                }
             }
             None => self.settle(call, &payment, payment_id, &receipt, None).await?,
         };
@@ -119,7 +124,7 @@ impl Engine {
         (gateway, token): (&Arc<dyn PaymentGateway>, Option<&str>),
     ) -> Outcome<Settled> {
         let mut charge = self.charge_of(payment, receipt).await?;
-        charge.transaction = self.transaction_of(&charge, payment.payment_type, &**gateway, token).await?;
+        charge.transaction = self.transaction_of(call, &charge, payment.payment_type, &**gateway, token).await?;
         let begin = BeginPayment {
             payment: payment.clone(),
             payment_id,
@@ -134,7 +139,8 @@ impl Engine {
             Err(error) => Some(Err(error)),
         };
         if let Some(ended) = begun {
-            if matches!(ended, Err(Error::InvalidPayment | Error::OrderAlreadyPaid)) && gateway.takes_money_first() {
+            let refused = matches!(ended, Err(Error::InvalidPayment | Error::OrderAlreadyPaid | Error::InProgress));
+            if refused && gateway.takes_money_first() {
                 Box::pin(self.return_stray_money(call, &charge, payment.payment_type, &**gateway)).await?;
             }
             return ended;

@@ -11,7 +11,7 @@ use crate::{
         CancelOutcome, Charge, PaymentGateway, PaymentPage, PrepareOutcome, Presented, StatusOutcome,
         webhook::{MessageRefused, ProviderMessage},
     },
-    redis::records::{GatewayState, OrderRecord},
+    redis::records::{GatewayRecord, GatewayState, OrderRecord},
 };
 
 /// The bytes of the deployment's digest in the name of an order at a provider.
@@ -25,9 +25,14 @@ impl Engine {
     /// [`Error::InvalidPayment`] if it is closed, if it costs nothing, if its type has no gateway, or if the provider refuses;
     /// [`Error::Unavailable`] if the provider gives no answer.
     pub async fn prepare_payment(&self, call: &Call, payment: &PaymentToPrepare) -> Outcome<Preparation> {
+        self.check_owner(call, payment.order_id, payment.user_id).await?;
+        self.store.check_key(call, self.store.owner(payment.order_id.get())).await?;
+        // No decision binds the key.
+        self.with_bound_key(call, self.prepare_once(call, payment)).await
+    }
+
+    async fn prepare_once(&self, call: &Call, payment: &PaymentToPrepare) -> Outcome<Preparation> {
         let PaymentToPrepare { order_id, user_id, payment_type, return_url } = payment;
-        self.check_owner(call, *order_id, *user_id).await?;
-        self.store.check_key(call, self.store.owner(order_id.get())).await?;
         let found = self.archive.find(*order_id).await?.map(|found| found.record);
         let record = found.filter(|record| record.order.user_id == *user_id).ok_or(Error::OrderNotFound)?;
         let key = call.key.as_ref().map(|key| (key.digest.clone(), key.fingerprint.clone()));
@@ -121,9 +126,11 @@ impl Engine {
     /// The provider's id of a payment that is about to be approved, if it is known by then.
     ///
     /// # Errors
-    /// [`Error::InvalidPayment`] if the client brought no usable token, or the payment was not prepared.
+    /// [`Error::InvalidPayment`] if the client brought no usable token, or the payment was not prepared, or the customer has not
+    /// approved it; [`Error::Unavailable`] if the provider does not say which one the customer approved.
     pub(super) async fn transaction_of(
         &self,
+        call: &Call,
         charge: &Charge,
         payment_type: PaymentType,
         gateway: &dyn PaymentGateway,
@@ -138,13 +145,22 @@ impl Engine {
         });
         // An order that can't be paid never can again: the script says why.
         let Some(record) = record else { return Ok(None) };
-        let prepared = record.prepared.filter(|prepared| prepared.payment_type == payment_type.as_str());
-        let presented = Presented {
-            token,
-            prepared: prepared.as_ref().and_then(|prepared| prepared.transaction.as_deref()),
-            merchant_order_id: &charge.merchant_order_id,
-        };
-        gateway.transaction_of(presented).map_err(|_| Error::InvalidPayment)
+        let prepared = record.prepared_ids(payment_type);
+        let last = prepared.last().map(String::as_str);
+        let presented = Presented { token, prepared: last, merchant_order_id: &charge.merchant_order_id };
+        let transaction = gateway.transaction_of(presented).map_err(|_| Error::InvalidPayment)?;
+        if prepared.len() < 2 || transaction.as_deref() != last {
+            return Ok(transaction);
+        }
+        // The customer has opened several pages, and comes back from any of them.
+        match gateway.find_approved(&call.request_id, charge, &prepared).await {
+            Ok(Some(approved)) => Ok(Some(approved)),
+            Ok(None) => Err(Error::InvalidPayment),
+            Err(why) => {
+                tracing::warn!(request_id = call.request_id, order = %charge.order_id, why, "no approved payment is known");
+                Err(Error::unavailable("the payment's provider gave no answer"))
+            }
+        }
     }
 
     /// Takes a provider's message for a hint, and asks the provider.
@@ -178,17 +194,17 @@ impl Engine {
         record: &OrderRecord,
     ) -> Result<(), Error> {
         let order = &record.order;
-        let state = record.gateway.as_ref().map_or(GatewayState::Ended, |gateway| gateway.state);
-        if state != GatewayState::Ended || !record.due.is_empty() {
+        let payment =
+            NewPayment { order_id: order.order_id, user_id: order.user_id, payment_type, amount: order.final_price };
+        let charge = self.charge_of(&payment, "").await?;
+        let open = record.gateway.as_ref().filter(|open| open.state != GatewayState::Ended || !record.due.is_empty());
+        if open.is_some_and(|open| self.is_payment_of(open, &charge, payment_type, gateway)) {
             return self.store.hasten_payment(order.order_id).await;
         }
         if !gateway.takes_money_first() {
             return Ok(());
         }
-        let payment =
-            NewPayment { order_id: order.order_id, user_id: order.user_id, payment_type, amount: order.final_price };
-        let charge = self.charge_of(&payment, "").await?;
-        if order.status != OrderStatus::Pending {
+        if order.status != OrderStatus::Pending || open.is_some() {
             return Box::pin(self.return_stray_money(call, &charge, payment_type, gateway)).await;
         }
         match gateway.status(&call.request_id, &charge).await {
@@ -205,7 +221,55 @@ impl Engine {
         }
     }
 
-    /// Gives back the money of an order that this payment can't pay: it is closed, or was paid otherwise.
+    /// Whether the payment that an order has, or had, is this provider's.
+    fn is_payment_of(
+        &self,
+        payment: &GatewayRecord,
+        charge: &Charge,
+        payment_type: PaymentType,
+        gateway: &dyn PaymentGateway,
+    ) -> bool {
+        match &payment.transaction {
+            // Such a provider knows a payment by the order's name, whatever its type was at the time.
+            Some(id) if gateway.takes_money_first() => *id == charge.merchant_order_id,
+            _ => {
+                let of = self.gateways.get(payment.payment_type);
+                payment.payment_type == payment_type || of.is_some_and(|of| of.provider() == gateway.provider())
+            }
+        }
+    }
+
+    /// The payment of an order that is paid already, if it is the one that the client names: a message of its provider was first.
+    ///
+    /// # Errors
+    /// [`Error::OrderAlreadyPaid`].
+    pub(super) async fn paid_before(
+        &self,
+        call: &Call,
+        payment: &NewPayment,
+        (gateway, token): (&dyn PaymentGateway, Option<&str>),
+    ) -> Outcome<Payment> {
+        let NewPayment { order_id, user_id, amount, .. } = *payment;
+        let merchant_order_id = self.merchant_order_id(order_id).await?;
+        let presented = Presented { token, prepared: None, merchant_order_id: &merchant_order_id };
+        let named = gateway.transaction_of(presented).ok().flatten();
+        let found = self.archive.find(order_id).await?.map(|found| found.record);
+        let record = found.filter(|record| record.order.user_id == user_id && record.order.final_price == amount);
+        let record = record.filter(|record| record.order.status == OrderStatus::Paid).ok_or(Error::OrderAlreadyPaid)?;
+        let (Some(paid), Some(gateway_payment)) = (record.order.payment, record.gateway) else {
+            return Err(Error::OrderAlreadyPaid);
+        };
+        if named.is_none() || gateway_payment.transaction != named {
+            return Err(Error::OrderAlreadyPaid);
+        }
+        // The reply waits for the decision as if this request had made it.
+        let owner = self.store.owner(order_id.get());
+        call.acknowledged.add(owner, self.store.position(owner).await?, None);
+        let OrderPayment { payment_id, payment_type, receipt, paid_at } = paid;
+        Ok(Reply::first(Payment { payment_id, order_id, user_id, payment_type, amount, receipt, paid_at }))
+    }
+
+    /// Gives back the money of an order that this payment can't pay: it is closed, or is or was paid otherwise.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the provider does not confirm it: ask again.
@@ -216,15 +280,18 @@ impl Engine {
         payment_type: PaymentType,
         gateway: &dyn PaymentGateway,
     ) -> Result<(), Error> {
-        let Some(record) = self.archive.find(charge.order_id).await?.map(|found| found.record) else { return Ok(()) };
-        let paid_by_it = record.gateway.as_ref().is_some_and(|paid| {
-            let of = self.gateways.get(paid.payment_type);
-            paid.payment_type == payment_type || of.is_some_and(|of| of.provider() == gateway.provider())
-        });
-        // The sweeper refunds what it knows of.
-        let is_open = record.gateway.as_ref().is_some_and(|gateway| gateway.state != GatewayState::Ended);
-        let is_its_own = record.order.status == OrderStatus::Paid && paid_by_it;
-        if record.order.status == OrderStatus::Pending || is_its_own || is_open || !record.due.is_empty() {
+        let found = self.archive.find(charge.order_id).await?.map(|found| found.record);
+        let Some(record) = found.filter(|record| record.order.user_id == charge.user_id) else { return Ok(()) };
+        let is_kept = match &record.gateway {
+            // It pays the order, or the sweeper refunds it.
+            Some(own) if self.is_payment_of(own, charge, payment_type, gateway) => {
+                record.order.status == OrderStatus::Paid || own.state != GatewayState::Ended || !record.due.is_empty()
+            }
+            // An order has one payment, whatever becomes of it.
+            Some(_) => false,
+            None => record.order.status == OrderStatus::Pending,
+        };
+        if is_kept {
             return Ok(());
         }
         let request_id = &call.request_id;

@@ -13,7 +13,10 @@
 
 use std::{fmt, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, try_join_all},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
@@ -31,9 +34,11 @@ const MAX_TOKEN_LEN: usize = 100;
 const MAX_URL_LEN: usize = 255;
 /// The maximum length of the name of what is bought.
 const MAX_ITEM_CHARS: usize = 100;
-/// The states of a payment that is not approved yet.
+/// The states of a payment that is not approved yet, in their order.
 const BEFORE_APPROVAL: &[&str] =
     &["READY", "SEND_TMS", "OPEN_PAYMENT", "SELECT_METHOD", "ARS_WAITING", "AUTH_PASSWORD", "ISSUED_SID"];
+/// How many of them come before the customer has done anything on the page.
+const BEFORE_AUTHENTICATION: usize = 3;
 /// The states of a payment that took no money, or gave all of it back.
 const WITHOUT_MONEY: &[&str] = &["CANCEL_PAYMENT", "FAIL_PAYMENT", "QUIT_PAYMENT", "FAIL_AUTH_PASSWORD"];
 
@@ -148,11 +153,30 @@ impl KakaoPay {
     }
 
     async fn query(&self, request_id: &str, charge: &Charge) -> StatusOutcome {
-        let body = json!({ "cid": self.cid, "tid": tid_of(charge) });
-        match self.send(request_id, "order", &body).await {
+        match self.send_query(request_id, charge).await {
             Ok((status, body)) => decode_status(charge, status, &body),
             Err(why) => StatusOutcome::Unknown { why },
         }
+    }
+
+    async fn send_query(&self, request_id: &str, charge: &Charge) -> Result<HttpReply, String> {
+        let body = json!({ "cid": self.cid, "tid": tid_of(charge) });
+        self.send(request_id, "order", &body).await
+    }
+
+    /// How far the customer came on the page of each of these payments: see [`decode_progress`].
+    async fn query_progress(
+        &self,
+        request_id: &str,
+        charge: &Charge,
+        tids: &[String],
+    ) -> Result<Vec<Option<usize>>, String> {
+        try_join_all(tids.iter().map(async |tid| {
+            let charge = Charge { transaction: Some(tid.clone()), ..charge.clone() };
+            let (status, body) = self.send_query(request_id, &charge).await?;
+            decode_progress(&charge, status, &body)
+        }))
+        .await
     }
 
     /// Cancels `amount`, while `refundable` may be cancelled.
@@ -227,6 +251,23 @@ impl PaymentGateway for KakaoPay {
                 Ok((status, body)) => decode_ready(status, &body),
                 Err(why) => PrepareOutcome::Unknown { why },
             }
+        }
+        .boxed()
+    }
+
+    fn find_approved<'a>(
+        &'a self,
+        request_id: &'a str,
+        charge: &'a Charge,
+        prepared: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<String>, String>> {
+        async move {
+            let query = self.query_progress(request_id, charge, prepared);
+            let progress = tokio::time::timeout(self.client.timeout(), query).await;
+            let progress = progress.map_err(|_| "timed out".to_owned())??;
+            // Of two that came as far, the latest.
+            let reached = progress.into_iter().zip(prepared).filter_map(|(at, tid)| Some((at?, tid)));
+            Ok(reached.max_by_key(|(at, _)| *at).map(|(_, tid)| tid.clone()))
         }
         .boxed()
     }
@@ -317,6 +358,24 @@ fn decode_status(charge: &Charge, status: u16, body: &[u8]) -> StatusOutcome {
         Some(state) if BEFORE_APPROVAL.contains(&state) => StatusOutcome::NotFound,
         _ => StatusOutcome::Unknown { why: format!("HTTP {status} with an unknown state") },
     }
+}
+
+/// The place of a payment's state in [`BEFORE_APPROVAL`], if its customer may have approved it; `None`: there is nothing to approve.
+///
+/// # Errors
+/// The reply is no answer.
+fn decode_progress(charge: &Charge, status: u16, body: &[u8]) -> Result<Option<usize>, String> {
+    if matches!(status, 400 | 404) && is_error(body) {
+        // It is too old to be known.
+        return Ok(None);
+    }
+    if !(200..=299).contains(&status) {
+        return Err(undecided(status, body));
+    }
+    let state =
+        payment_of(charge, body).and_then(|payment| payment.status).ok_or_else(|| reply::invalid_body(status))?;
+    let at = BEFORE_APPROVAL.iter().position(|known| *known == state);
+    Ok(at.filter(|at| *at >= BEFORE_AUTHENTICATION))
 }
 
 fn decode_cancel(charge: &Charge, amount: Won, status: u16, body: &[u8]) -> CancelOutcome {

@@ -74,7 +74,7 @@ pub struct Charge {
 pub struct Presented<'a> {
     /// `gatewayToken`.
     pub token: Option<&'a str>,
-    /// The provider's id of the payment, of the order's last preparation.
+    /// The provider's id of the payment, of its type's last preparation.
     pub prepared: Option<&'a str>,
     pub merchant_order_id: &'a str,
 }
@@ -210,6 +210,17 @@ pub trait PaymentGateway: Send + Sync {
         _page: PaymentPage<'a>,
     ) -> BoxFuture<'a, PrepareOutcome> {
         async { PrepareOutcome::Prepared(PreparedPayment::default()) }.boxed()
+    }
+
+    /// Which of several payments that were prepared for an order, the latest last, its customer has approved; `None`: none of them.
+    /// The error is the reason why there is no answer.
+    fn find_approved<'a>(
+        &'a self,
+        _request_id: &'a str,
+        _charge: &'a Charge,
+        prepared: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<String>, String>> {
+        async { Ok(prepared.last().cloned()) }.boxed()
     }
 
     /// Takes the money of `charge`, at most once per `merchant_uid`. `token` is what the client brought from the provider's page.

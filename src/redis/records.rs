@@ -38,8 +38,27 @@ pub struct OrderRecord {
     pub gateway: Option<GatewayRecord>,
     /// The last preparation of its payment.
     pub prepared: Option<Preparation>,
+    /// The payments that providers prepared for it, the latest last: the name of the type, and the provider's id.
+    prepared_ids: Vec<(String, String)>,
     /// The refunded parts that its gateway has not refunded yet, the earliest first.
     pub due: Vec<DuePart>,
+}
+
+impl OrderRecord {
+    /// The ids of the payments of a type that its provider prepared, the latest last.
+    pub fn prepared_ids(&self, payment_type: PaymentType) -> Vec<String> {
+        let is_of_type = |name: &str| name == payment_type.as_str();
+        let known = self.prepared_ids.iter().filter(|(name, _)| is_of_type(name)).map(|(_, id)| id.clone());
+        let mut ids: Vec<String> = known.collect();
+        // An earlier version keeps the last one alone.
+        if let Some(last) = self.prepared.as_ref().filter(|prepared| is_of_type(&prepared.payment_type))
+            && let Some(id) = &last.transaction
+            && !ids.contains(id)
+        {
+            ids.push(id.clone());
+        }
+        ids
+    }
 }
 
 /// A refunded part of an order that its gateway has not refunded yet.
@@ -230,7 +249,9 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
     };
     // An unreadable one is as none: the customer prepares the payment anew.
     let prepared = text("prepared").and_then(|json| serde_json::from_str(json).ok());
-    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, prepared, due })
+    let prepared_id = |line: &str| line.split_once(' ').map(|(name, id)| (name.to_owned(), id.to_owned()));
+    let prepared_ids = text("prepared_ids").unwrap_or("").lines().filter_map(prepared_id).collect();
+    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, prepared, prepared_ids, due })
 }
 
 /// The parts that are due, packed as `number:won:since,...`. `refunded`: the won of all parts.

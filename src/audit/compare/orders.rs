@@ -48,7 +48,7 @@ const FIELDS: &[(&str, &str)] = &[
 ];
 
 /// The fields that only Redis has.
-const OTHER_FIELDS: &[&str] = &["gateway_asks", "gateway_said", "doubt", "prepared"];
+const OTHER_FIELDS: &[&str] = &["gateway_asks", "gateway_said", "doubt", "prepared", "prepared_ids"];
 
 /// How far ahead the next check of a gateway payment may be: longer than any pause, and than any check takes.
 const MAX_PAUSE_MS: i64 = 60 * 60 * 1000;

@@ -67,6 +67,25 @@ fn kakaopay_reply_about_other_payment_unknown() {
 }
 
 #[test]
+fn kakaopay_page_left_by_its_customer_told_by_state() {
+    let decode = |changes: Value| decode_progress(&charge(), 200, &payment(changes));
+    for state in ["READY", "SEND_TMS", "OPEN_PAYMENT", "QUIT_PAYMENT", "SUCCESS_PAYMENT"] {
+        assert_eq!(decode(json!({"status": state})), Ok(None), "{state}");
+    }
+    let (selected, authenticated) =
+        (decode(json!({"status": "SELECT_METHOD"})), decode(json!({"status": "AUTH_PASSWORD"})));
+    assert!(selected.as_ref().unwrap().is_some() && authenticated > selected);
+    for other in [json!({}), json!({"status": "READY", "tid": "T2"}), json!({"status": 1})] {
+        assert!(decode(other.clone()).is_err(), "{other}");
+    }
+    let error = br#"{"error_code": -721, "error_message": "no such tid"}"#;
+    assert_eq!(decode_progress(&charge(), 400, error), Ok(None));
+    for (status, body) in [(400, &b"<html></html>"[..]), (401, error), (500, error)] {
+        assert!(decode_progress(&charge(), status, body).is_err(), "{status}");
+    }
+}
+
+#[test]
 fn kakaopay_cancel_confirmed_by_its_amount() {
     let decode = |changes: Value| decode_cancel(&charge(), 2_000, 200, &payment(changes));
     let cancelled = |won: i64| json!({"status": "PART_CANCEL_PAYMENT", "approved_cancel_amount": {"total": won}});

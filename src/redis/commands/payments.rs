@@ -121,7 +121,9 @@ impl Store {
         let owner = self.owner(order.get());
         let json = serde_json::to_string(preparation).map_err(|error| Error::Internal(error.into()))?;
         let mut invocation = Invocation::new(&script::PAYMENT_PREPARE);
+        let prepared_id = preparation.transaction.as_ref().map(|id| format!("{} {id}", preparation.payment_type));
         invocation.key(Keys(owner).meta()).key(Keys(owner).order(order)).arg(user.get()).arg(json);
+        invocation.arg(prepared_id.unwrap_or_default());
         let reply = self.run_script(owner, &invocation).await?;
         match reply.code {
             ReplyCode::Prepared => Ok(()),

@@ -8,3 +8,5 @@ mod http;
 mod outcomes;
 mod providers;
 mod refunds;
+mod strays;
+mod tokens;

@@ -23,7 +23,7 @@ async fn over_each_provider(test: impl AsyncFn(Protocol)) {
 }
 
 /// Sends a message of the provider.
-async fn send(shop: &GatewayShop, payment_type: &str, headers: &[(&str, String)], body: &str) -> Reply {
+pub async fn send(shop: &GatewayShop, payment_type: &str, headers: &[(&str, String)], body: &str) -> Reply {
     let url = format!("{}/gateways/{payment_type}/webhook", shop.test.base);
     let mut request = shop.test.client.request(Method::POST, url).header("content-type", "application/json");
     for (name, value) in headers {
@@ -139,6 +139,12 @@ async fn preparation_repeated_under_its_key() {
         json!({"orderId": shop.order, "userId": shop.user, "paymentType": "KAKAO_PAY", "returnUrl": "https://b"});
     let reused = shop.test.send(Method::POST, "/api/v1/payments/prepare", Some(&other), Some("k")).await;
     reused.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    shop.prepare(another_order(&shop).await, Some("k")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    shop.pay_with(Some("pg"), Some("k")).await.refused(422, "IDEMPOTENCY_KEY_REUSED");
+    // A refusal binds no key.
+    shop.prepare(987_654_321, Some("free")).await.refused(404, "ORDER_NOT_FOUND");
+    shop.prepare(another_order(&shop).await, Some("free")).await.ok();
+    assert_eq!(shop.prepare(shop.order, Some("k")).await.text, first.text);
     // A new one replaces it.
     assert_ne!(shop.prepare(shop.order, None).await.ok()["redirectUrl"], first.ok()["redirectUrl"]);
     shop.test.finish().await;
@@ -150,7 +156,8 @@ async fn payment_refused_without_usable_token() {
         let shop = GatewayShop::start(protocol, LONG_TIMEOUT_MS).await;
         let before = shop.test.store.position(Partition(0)).await.unwrap();
         let long = "t".repeat(256);
-        for token in [None, Some(""), Some(" "), Some("a b"), Some("토큰"), Some(long.as_str())] {
+        for token in [None, Some(""), Some(" "), Some("a b"), Some("."), Some(".."), Some("토큰"), Some(long.as_str())]
+        {
             shop.pay_with(token, Some("k")).await.refused(400, "INVALID_PAYMENT_REQUEST");
         }
         if protocol == Protocol::KakaoPay {
@@ -310,7 +317,12 @@ async fn order_paid_by_hint_when_customer_does_not_return() {
     shop.gateway.status_queries_are(QueryBehaviour::Truthful);
     hint(&shop, &name).await.ok();
     assert_eq!(shop.status().await.0, "PAID");
-    shop.pay_with(Some(&name), None).await.refused(409, "ORDER_ALREADY_PAID");
+    // The customer comes back afterwards, and gets the payment that was made.
+    let paid = shop.pay_with(Some(&name), Some("k")).await.ok();
+    assert_eq!((&paid["orderStatus"], &paid["amount"]), (&json!("PAID"), &json!(5_000)));
+    assert_eq!(paid["receipt"], shop.receipt().await);
+    assert_eq!(shop.pay_with(Some(&name), Some("k")).await.ok(), paid);
+    shop.pay_with(Some("another"), None).await.refused(409, "ORDER_ALREADY_PAID");
     hint(&shop, &name).await.ok();
     assert_eq!(shop.gateway.total_kept(), 5_000);
     shop.test.finish().await;

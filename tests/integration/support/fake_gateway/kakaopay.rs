@@ -167,7 +167,8 @@ async fn cancel(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byt
 pub(super) fn answer(uid: &str, payment: &Payment, asked: RequestKind, said: CancelledAmounts) -> Response {
     let Some(window) = &payment.window else { return error(400, -721, "no such tid") };
     let (status, total) = match payment.decision {
-        None => ("AUTH_PASSWORD", window.amount),
+        None if payment.is_authenticated => ("AUTH_PASSWORD", window.amount),
+        None => ("OPEN_PAYMENT", window.amount),
         Some(Decision::Declined) if asked == RequestKind::Pay => {
             let extras = json!({"method_result_code": "8326", "method_result_message": "한도초과"});
             let body = json!({"error_code": -780, "error_message": "approval failure!", "extras": extras});

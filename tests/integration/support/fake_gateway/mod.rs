@@ -162,6 +162,8 @@ struct Payment {
     asked: Option<PayBody>,
     /// What the customer approved at the provider.
     window: Option<Window>,
+    /// The customer has authenticated on KakaoPay's page.
+    is_authenticated: bool,
     posts: usize,
     status_queries: usize,
     cancels: usize,

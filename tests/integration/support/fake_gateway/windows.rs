@@ -61,7 +61,9 @@ impl FakeGateway {
             }
             Protocol::KakaoPay => {
                 let tid = prepared["redirectUrl"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
-                assert!(ledger.payments[&tid].window.is_some(), "{tid} was not prepared");
+                let payment = ledger.payments.get_mut(&tid).unwrap();
+                assert!(payment.window.is_some(), "{tid} was not prepared");
+                payment.is_authenticated = true;
                 format!("pg_{tid}")
             }
             Protocol::PortOne => {
