@@ -229,7 +229,8 @@ fn pieces(runtime: &'static Runtime, app: &App, router: Router, entries: Vec<Ent
 
     let began = Instant::now();
     let (method, route) = ("POST", "/api/v1/coupons/issue");
-    let count = move || Running::begin(began, black_box(method), black_box(route)).answered(black_box(200), "", Duration::ZERO);
+    let count =
+        move || Running::begin(began, black_box(method), black_box(route)).answered(black_box(200), "", Duration::ZERO);
     piece("metrics: the start and the end of a request", Box::new(count));
     let meter = Meter::new("micro");
     piece("metrics: a reply code of a script", Box::new(move || meter.replied(black_box("ISSUED"))));
