@@ -1,5 +1,6 @@
 //! Builds the parts of a process: connects, opens the stores, runs the background work, serves, and stops in order.
 
+mod drain;
 mod gateways;
 mod stores;
 
@@ -7,10 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::extract::FromRef;
-use tokio::{
-    net::TcpListener,
-    time::{Instant, timeout_at},
-};
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -24,7 +22,7 @@ use crate::{
         Ack, EngineConfig, GUESSES_PER_MINUTE, HttpConfig, LimitsConfig, MetricsConfig, ProjectorConfig, RecoveryMode,
     },
     dashboard::{self, Dashboard, Instance, keep_reporting, keep_sampling},
-    engine::{Engine, OperatorLog},
+    engine::{Engine, OperatorLog, Preview},
     gateway::Gateways,
     http::{
         admin::AdminState,
@@ -145,6 +143,21 @@ impl App {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(MAX_BACKOFF);
         }
+    }
+
+    /// Connects to both stores to say what bringing records in would do, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`App::open`]; the store has to be recovered first.
+    pub async fn preview(config: &EngineConfig, clock: Clock) -> anyhow::Result<Preview> {
+        config.check()?;
+        gateways(&config.gateway)?;
+        let (db, store) = (postgres::connect(&config.postgres).await?, Store::connect(&config.redis).await?);
+        store.set_clock(&clock);
+        if let Some(ack) = config.durability.replica_ack() {
+            store.require_replicas(ack);
+        }
+        Ok(Preview::new(open::open_to_read(store, &db, config).await?, clock))
     }
 
     async fn open_on(
@@ -448,20 +461,5 @@ impl App {
         let projected = async { !projects || Box::pin(self.drain(end)).await };
         let (flushed, projected) = tokio::join!(flushed, self.engine.end_acknowledging(projected));
         ended && flushed == (true, true) && projected
-    }
-
-    /// Projects every decision made before the call, until `end`. Returns whether PostgreSQL has all of them.
-    async fn drain(&self, end: Instant) -> bool {
-        let why = match timeout_at(end, self.projector.project_decided()).await {
-            Ok(Ok(())) => {
-                tracing::info!("the outbox is drained");
-                return true;
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the time is over".to_owned(),
-        };
-        let events = self.store.backlog();
-        tracing::warn!(why, events, "the outbox keeps what is not in PostgreSQL yet");
-        false
     }
 }

@@ -50,7 +50,8 @@ enum Command {
     /// Puts the demo catalogue into a store without products, and ends
     Seed(Box<seed::SeedArgs>),
     /// Brings users, products or coupons in from a file, under the ids that they have there, beside running services or alone, and
-    /// ends: with status 0 if every row was taken, 1 if some are in the file of rejected rows. Running it again changes nothing
+    /// ends: with status 0 if every row was taken, 1 if some are in the file of rejected rows or it failed, 3 if PostgreSQL does not
+    /// have every row yet. Running it again changes nothing
     Import(Box<import::ImportArgs>),
     /// Puts Redis back together from PostgreSQL, after a loss, and ends
     Rebuild(Box<rebuild::RebuildArgs>),

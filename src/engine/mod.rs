@@ -24,6 +24,7 @@ mod operators;
 mod orders;
 mod payment_outcomes;
 mod payments;
+mod previews;
 mod providers;
 mod refunds;
 pub mod request_history;
@@ -44,7 +45,8 @@ use chrono_tz::Tz;
 use tokio::sync::OnceCell;
 
 pub use operator_log::OperatorLog;
-pub use upserts::{MAX_PUT_ID, PreviewedGroups};
+pub use previews::Preview;
+pub use upserts::MAX_PUT_ID;
 
 use crate::{
     archive::Archive,

@@ -15,6 +15,8 @@ pub(super) const UPDATE_ATTEMPTS: usize = 5;
 pub(super) const CLOSING_GRACE_MS: i64 = 60_000;
 /// The products of a group have one limit.
 pub(super) const OTHER_LIMIT: &str = "the products of the group have another limit per user";
+/// Why terms are refused.
+pub(super) const INVALID_TERMS: &str = "the window is empty, or the group has no limit";
 /// The number of attempts to release coupons while other releases of the campaign interfere.
 const RELEASE_ATTEMPTS: usize = 5;
 
@@ -54,7 +56,7 @@ impl Engine {
         if terms != product.terms {
             let accepted = match terms.are_valid() {
                 true => self.join_group(&terms).await,
-                false => Err(Error::InvalidRequest("the window is empty, or the group has no limit")),
+                false => Err(Error::InvalidRequest(INVALID_TERMS)),
             };
             if let Err(refused) = accepted {
                 // A repeat gets the first reply, whatever the product is now. No product is in this category, so nothing changes.

@@ -5,30 +5,22 @@
 //! First the sequence of new ids skips the id; then one script creates the record, or changes it. A repeat changes nothing. A
 //! creation that has reserved the id before, and finds the record, takes another id: see [`creations`](super::creations).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;
-use parking_lot::Mutex;
 
 use super::{
     creations::{USERS_BATCH, new_campaign},
-    operators::{CLOSING_GRACE_MS, OTHER_LIMIT, UPDATE_ATTEMPTS},
+    operators::{CLOSING_GRACE_MS, INVALID_TERMS, UPDATE_ATTEMPTS},
     *,
 };
 use crate::{
-    model::{CLOSED_BEFORE_NOW, NO_WINDOW},
-    redis::{
-        commands::{Created, Moved, NumberedPrice, PutUserOutcome, UserBatch},
-        queries::resources::NamedUser,
-    },
+    model::NO_WINDOW,
+    redis::commands::{Created, Moved, NumberedPrice, PutUserOutcome, UserBatch},
 };
 
 /// The highest id from elsewhere. The ids above it are for new records.
 pub const MAX_PUT_ID: i64 = MAX_SAFE_INTEGER - 1_000_000_000_000;
-
-/// The limits per user that groups would have after the products that are previewed so far.
-#[derive(Default)]
-pub struct PreviewedGroups(Mutex<HashMap<LimitGroup, i64>>);
 
 impl Engine {
     /// Creates a user under an id from elsewhere, or changes the name of one. A user without balance entries gets the opening
@@ -78,22 +70,28 @@ impl Engine {
     }
 
     /// Creates a product under an id from elsewhere, or changes it to the name, price, category and terms of `new`. The units of a
-    /// product that exists stay.
+    /// product that exists stay, and so do the terms that `new` leaves out.
     ///
     /// # Errors
-    /// [`Error::InvalidRequest`] if a group's products have another limit, or if the id leaves no room for new ones.
-    pub async fn put_product(&self, call: &Call, id: ProductId, new: NewProduct) -> Outcome<Put<Product>> {
+    /// [`Error::InvalidRequest`] if the window would be empty, a group would have no limit, or its products another one; or if the
+    /// id leaves no room for new ones.
+    pub async fn put_product(&self, call: &Call, id: ProductId, new: ProductUpsert) -> Outcome<Put<Product>> {
         let owner = self.store.owner(id.get());
         let work = async {
             for _ in 0..UPDATE_ATTEMPTS {
                 if let Some(Reply { value, replayed }) = self.store.product_put_before(call, id).await? {
                     let outcome = if value.is_some() { PutOutcome::Changed } else { PutOutcome::Created };
-                    let value = value.unwrap_or_else(|| self.new_product(id, &new));
+                    let value = value.unwrap_or_else(|| self.new_product(id, &new.created()));
                     return Ok(Reply { value: Put { value, outcome }, replayed });
                 }
                 let found = match self.store.product(id).await {
                     Ok(product) => product,
                     Err(Error::ProductNotFound) => {
+                        let new = new.created();
+                        check_room(id.get())?;
+                        if !new.terms.are_valid() {
+                            return Err(Error::InvalidRequest(INVALID_TERMS));
+                        }
                         self.join_group(&new.terms).await?;
                         self.skip_ids(call, "product", id.get()).await?;
                         let created = self.store.product_create(call, id, &new).await?;
@@ -145,7 +143,12 @@ impl Engine {
             let found = match self.store.campaign(id).await? {
                 Some(found) => found,
                 None => {
-                    let terms = new_campaign(id, &new, new.opens_at.unwrap_or(self.clock.now())).terms;
+                    let now = self.clock.now();
+                    // Nothing is skipped for a campaign that is refused.
+                    if !new.has_window(now) {
+                        return Err(Error::InvalidRequest(NO_WINDOW));
+                    }
+                    let terms = new_campaign(id, &new, new.opens_at.unwrap_or(now)).terms;
                     self.skip_ids(call, "coupon", id.get()).await?;
                     match self.store.campaign_create(call, &terms, new.opens_at).await? {
                         Some(opens_at) => {
@@ -171,76 +174,6 @@ impl Engine {
             Ok(moved.map(|moved| Put { value: moved_campaign(id, &new, moved), outcome }))
         };
         self.with_claimed_key(call, owner, work).await
-    }
-
-    /// What [`Engine::put_users`] would do with each user.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`].
-    pub async fn preview_users(&self, users: &[(UserId, NewUser)]) -> Result<Vec<Option<PutOutcome>>, Error> {
-        let ids: Vec<UserId> = users.iter().map(|(id, _)| *id).collect();
-        let seen = self.store.named_users(&ids).await?;
-        let outcome = |((_, new), seen): (&(UserId, NewUser), Option<NamedUser>)| match seen {
-            None => Some(PutOutcome::Created),
-            Some(NamedUser { name: None, .. }) => None,
-            Some(NamedUser { name: Some(name), entries }) => {
-                let changes = name != new.name || (entries == 0 && new.balance > 0);
-                Some(if changes { PutOutcome::Changed } else { PutOutcome::Unchanged })
-            }
-        };
-        Ok(users.iter().zip(seen).map(outcome).collect())
-    }
-
-    /// What [`Engine::put_product`] would do after those that `groups` was previewed with.
-    ///
-    /// # Errors
-    /// [`Error::InvalidRequest`] if a group's products would have another limit; [`Error::Unavailable`].
-    pub async fn preview_product(
-        &self,
-        id: ProductId,
-        new: &NewProduct,
-        groups: &PreviewedGroups,
-    ) -> Result<PutOutcome, Error> {
-        let found = match self.store.product(id).await {
-            Ok(found) => Some(found),
-            Err(Error::ProductNotFound) => None,
-            Err(error) => return Err(error),
-        };
-        if found.as_ref().is_none_or(|found| found.terms != new.terms)
-            && let Some((group, limit)) = new.terms.limit_group.zip(new.terms.limit_per_user)
-        {
-            let has = self.store.group_limit(group).await?;
-            let would_have = *groups.0.lock().entry(group).or_insert(has.unwrap_or(limit));
-            if would_have != limit {
-                return Err(Error::InvalidRequest(OTHER_LIMIT));
-            }
-        }
-        Ok(match found {
-            None => PutOutcome::Created,
-            Some(found) if difference(&found, new).is_some() => PutOutcome::Changed,
-            Some(_) => PutOutcome::Unchanged,
-        })
-    }
-
-    /// What [`Engine::put_campaign`] would do.
-    ///
-    /// # Errors
-    /// [`Error::InvalidRequest`] if it has other terms, or would have no window; [`Error::Unavailable`].
-    pub async fn preview_campaign(&self, id: CouponId, new: &NewCampaign) -> Result<PutOutcome, Error> {
-        let now = self.clock.now();
-        let Some(found) = self.store.campaign(id).await? else {
-            return if new.has_window(now) { Ok(PutOutcome::Created) } else { Err(Error::InvalidRequest(NO_WINDOW)) };
-        };
-        let Some(CampaignPatch { opens_at, closes_at }) = moved_window(&found.terms, new)? else {
-            return Ok(PutOutcome::Unchanged);
-        };
-        if closes_at.is_some_and(|at| at.plus(CLOSING_GRACE_MS) < now) {
-            return Err(Error::InvalidRequest(CLOSED_BEFORE_NOW));
-        }
-        let opens_at = opens_at.unwrap_or(found.terms.opens_at);
-        let closes_at = closes_at.map_or(found.terms.closes_at, |at| at.max(now));
-        let moved = CampaignTerms { opens_at, closes_at, ..found.terms };
-        if moved.has_window() { Ok(PutOutcome::Changed) } else { Err(Error::InvalidRequest(NO_WINDOW)) }
     }
 
     /// Creates the user of a token, if no user has this id. A user that was forgotten stays so.
@@ -295,32 +228,27 @@ impl Engine {
 
     /// Makes the next new id of a sequence one above `id`.
     async fn skip_ids(&self, call: &Call, sequence: &str, id: i64) -> Result<(), Error> {
-        if id > MAX_PUT_ID {
-            return Err(Error::InvalidRequest("the id leaves no room for new ones"));
-        }
+        check_room(id)?;
         self.store.ids_skip(call, sequence, id).await
     }
 }
 
+/// New ids must have room above those from elsewhere.
+fn check_room(id: i64) -> Result<(), Error> {
+    if id <= MAX_PUT_ID { Ok(()) } else { Err(Error::InvalidRequest("the id leaves no room for new ones")) }
+}
+
 /// The change that makes a product what `new` says; `None` if it is so.
-fn difference(found: &Product, new: &NewProduct) -> Option<ProductPatch> {
-    let terms = match found.terms == new.terms {
-        true => SaleTermsPatch::default(),
-        false => SaleTermsPatch {
-            opens_at: Some(new.terms.opens_at),
-            closes_at: Some(new.terms.closes_at),
-            limit_per_user: Some(new.terms.limit_per_user),
-            limit_group: Some(new.terms.limit_group),
-        },
-    };
+pub(super) fn difference(found: &Product, new: &ProductUpsert) -> Option<ProductPatch> {
+    let keeps_terms = new.terms.of(found.terms) == found.terms;
     let patch = ProductPatch {
         name: Some(&new.name).filter(|name| **name != found.name).cloned(),
         price: Some(new.price).filter(|price| *price != found.price),
         category: Some(&new.category).filter(|category| category.as_str() != found.category).cloned(),
         stock_delta: None,
-        terms,
+        terms: if keeps_terms { SaleTermsPatch::default() } else { new.terms },
     };
-    let changes = patch.name.is_some() || patch.price.is_some() || patch.category.is_some() || found.terms != new.terms;
+    let changes = patch.name.is_some() || patch.price.is_some() || patch.category.is_some() || !keeps_terms;
     changes.then_some(patch)
 }
 
@@ -328,7 +256,7 @@ fn difference(found: &Product, new: &NewProduct) -> Option<ProductPatch> {
 ///
 /// # Errors
 /// [`Error::InvalidRequest`] if anything else differs.
-fn moved_window(has: &CampaignTerms, new: &NewCampaign) -> Result<Option<CampaignPatch>, Error> {
+pub(super) fn moved_window(has: &CampaignTerms, new: &NewCampaign) -> Result<Option<CampaignPatch>, Error> {
     let is_same = (has.code.as_str(), has.discount, has.total, has.expires_at)
         == (new.code.as_str(), new.discount, new.total, new.expires_at);
     if !is_same || has.conditions.to_string() != new.conditions.to_string() {

@@ -64,6 +64,32 @@ pub struct NewProduct {
     pub terms: SaleTerms,
 }
 
+/// A product as another system has it: to create it, or to change the one that exists. A term that is left out stays as it is.
+#[derive(Clone, Debug)]
+pub struct ProductUpsert {
+    pub name: String,
+    pub price: Won,
+    /// Of a product that is created.
+    pub stock: i64,
+    pub category: Category,
+    pub terms: SaleTermsPatch,
+}
+
+impl ProductUpsert {
+    /// The product, if it is created.
+    pub fn created(&self) -> NewProduct {
+        let ProductUpsert { name, price, stock, category, terms } = self.clone();
+        NewProduct { name, price, stock, category, terms: terms.of(SaleTerms::default()) }
+    }
+}
+
+impl From<NewProduct> for ProductUpsert {
+    fn from(new: NewProduct) -> Self {
+        let NewProduct { name, price, stock, category, terms } = new;
+        ProductUpsert { name, price, stock, category, terms: terms.into() }
+    }
+}
+
 /// A change of a product. `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct ProductPatch {

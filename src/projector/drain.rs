@@ -9,11 +9,19 @@ use anyhow::{anyhow, bail};
 use futures_util::FutureExt;
 
 use super::{MAX_TIMEOUT_FACTOR, MIN_BACKOFF, Projector, Step, StepError};
-use crate::model::{Partition, Position};
+use crate::model::{Error, Partition, Position};
 
 /// Consecutive empty reads after which a decision counts as missing from the outbox. One empty read is normal: another
 /// projector has just trimmed the decision, and the next read sees its commit.
 const MAX_EMPTY_READS: usize = 3;
+
+/// Whether what stopped [`Projector::project_decided`] may pass: a store that is unavailable or slow, or a newer process that has the
+/// next decision in hand.
+pub fn is_transient(error: &anyhow::Error) -> bool {
+    let step = error.downcast_ref::<StepError>();
+    step.is_some_and(|step| !matches!(step, StepError::Gap { .. }))
+        || error.downcast_ref::<Error>().is_some_and(|error| matches!(error, Error::Unavailable { .. }))
+}
 
 impl Projector {
     /// Projects every decision of every process until now, beside any other projector. The decisions are then in

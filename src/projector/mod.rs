@@ -32,6 +32,7 @@ use std::{
 use anyhow::anyhow;
 use sea_orm::{DatabaseConnection, DbErr};
 
+pub use self::drain::is_transient;
 use self::{
     commit::DecodedDecision,
     events::EventSink,

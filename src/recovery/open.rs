@@ -34,6 +34,9 @@ const REBUILD: &str = "bring back the Redis that knows them, or run `firstcome r
 const DISCARD: &str = "if PostgreSQL was restored from a backup, bring back a later one if there is one; \
                        `firstcome rebuild --discard` goes back to what PostgreSQL has, and keeps off sale what may have been sold \
                        since: see docs/operations.md";
+/// The remedy where a process that only reads finds what has to be recovered.
+const RECOVER: &str =
+    "start a service, which recovers it, or bring that Redis back with its data: see docs/operations.md";
 /// Reads of an outbox that another process projects meanwhile.
 const OUTBOX_ATTEMPTS: usize = 10;
 /// The epoch of a store that was never rebuilt.
@@ -77,18 +80,8 @@ pub async fn open(
             store.initialise(&in_postgres).await?;
             in_postgres
         }
-        (Some(in_redis), None) => bail!(
-            "Redis has store {}, but this PostgreSQL database has none: point DATABASE_URL at the database that belongs to it",
-            in_redis.store
-        ),
-        (Some(in_redis), Some(in_postgres)) => {
-            if (&in_redis.store, in_redis.partitions) != (&in_postgres.store, in_postgres.partitions) {
-                bail!(
-                    "Redis has store {} and PostgreSQL has store {}: they do not belong together",
-                    in_redis.store,
-                    in_postgres.store
-                );
-            }
+        (Some(in_redis), in_postgres) => {
+            let in_postgres = same_store(&in_redis, in_postgres)?;
             if !decided && is_half_initialised(&store).await? {
                 // The first start ended before it had initialised Redis.
                 store.initialise(&in_postgres).await?;
@@ -134,6 +127,75 @@ pub async fn open(
         progress::acknowledges_before_postgres(db).await?;
     }
     Ok(store)
+}
+
+/// Opens the store to read it, and changes nothing: neither initialises nor recovers it, and freezes no partition. `None` if there is
+/// no store yet.
+///
+/// # Errors
+/// The two stores can't be used together, or a partition is closed: [`open`] or a running process recovers it.
+pub async fn open_to_read(
+    store: Store,
+    db: &postgres::Connection,
+    config: &EngineConfig,
+) -> anyhow::Result<Option<Store>> {
+    postgres::check_schema(db).await?;
+    store.check_settings(config.redis.redis_durability).await?;
+    let Identities { store, in_redis, in_postgres, .. } = identities(store, db).await?;
+    if let Some(known) = in_redis.as_ref().or(in_postgres.as_ref()) {
+        check_partitions(config.shop.partitions, known.partitions)?;
+    }
+    let reported = reported_progress(db).await?;
+    let decided = reported.iter().any(|known| known.projected.position.seq > 0 || known.acknowledged.seq > 0);
+    match (in_redis, in_postgres) {
+        (None, None) => return Ok(None),
+        // The first start ended before it initialised Redis.
+        (None, Some(_)) if !decided => return Ok(None),
+        (None, Some(in_postgres)) => bail!(
+            "Redis is empty, but PostgreSQL has what store {} decided, and nothing is recovered here: {RECOVER}",
+            in_postgres.store
+        ),
+        (Some(in_redis), in_postgres) => {
+            same_store(&in_redis, in_postgres)?;
+            if !decided && is_half_initialised(&store).await? {
+                return Ok(None);
+            }
+        }
+    }
+    for here in store.all() {
+        let state = store.partition_state(here).await?;
+        if state.position.is_none() || state.rebuilding || state.frozen.is_some() {
+            let why = state.frozen.unwrap_or_else(|| "it has lost its state".to_owned());
+            bail!("partition {} of Redis is closed, and nothing is recovered here ({why}): {RECOVER}", here.0);
+        }
+    }
+    let mut closed = partitions_behind(&store, db).await?;
+    closed.extend(gaps(&store, db).await?);
+    if let Some(reason) = closed.into_values().next() {
+        bail!("{reason}");
+    }
+    Ok(Some(store))
+}
+
+/// PostgreSQL's identity.
+///
+/// # Errors
+/// Redis and PostgreSQL are of different stores.
+fn same_store(in_redis: &Identity, in_postgres: Option<Identity>) -> anyhow::Result<Identity> {
+    let Some(in_postgres) = in_postgres else {
+        bail!(
+            "Redis has store {}, but this PostgreSQL database has none: point DATABASE_URL at the database that belongs to it",
+            in_redis.store
+        );
+    };
+    if (&in_redis.store, in_redis.partitions) != (&in_postgres.store, in_postgres.partitions) {
+        bail!(
+            "Redis has store {} and PostgreSQL has store {}: they do not belong together",
+            in_redis.store,
+            in_postgres.store
+        );
+    }
+    Ok(in_postgres)
 }
 
 /// The identities of both sides at one moment.

@@ -1,7 +1,7 @@
 //! The columns of a file, and what their cells become: the fields of the API's requests.
 
 use anyhow::{bail, ensure};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, value::RawValue};
 
 /// The columns of one kind of rows.
 pub(super) struct Columns {
@@ -15,6 +15,8 @@ pub(super) struct Column {
     short: &'static str,
     cell: Cell,
     is_required: bool,
+    /// Whether no value takes away what a record has.
+    takes_away: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -29,11 +31,16 @@ enum Cell {
 }
 
 const fn required(name: &'static str, short: &'static str, cell: Cell) -> Column {
-    Column { name, short, cell, is_required: true }
+    Column { name, short, cell, is_required: true, takes_away: false }
 }
 
 const fn optional(name: &'static str, cell: Cell) -> Column {
-    Column { name, short: name, cell, is_required: false }
+    Column { name, short: name, cell, is_required: false, takes_away: false }
+}
+
+/// A term of sale: where its column is missing, a product keeps it.
+const fn term(name: &'static str, cell: Cell) -> Column {
+    Column { name, short: name, cell, is_required: false, takes_away: true }
 }
 
 pub(super) const USERS: Columns = Columns {
@@ -53,10 +60,10 @@ pub(super) const PRODUCTS: Columns = Columns {
         required("price", "price", Cell::Number),
         required("stockQuantity", "stock", Cell::Number),
         required("category", "category", Cell::Text),
-        optional("opensAt", Cell::Time),
-        optional("closesAt", Cell::Time),
-        optional("limitPerUser", Cell::Number),
-        optional("limitGroup", Cell::Text),
+        term("opensAt", Cell::Time),
+        term("closesAt", Cell::Time),
+        term("limitPerUser", Cell::Number),
+        term("limitGroup", Cell::Text),
     ],
 };
 
@@ -117,20 +124,23 @@ impl Columns {
     }
 
     /// The fields of an object of JSON Lines, by their names in the API.
-    pub fn named(&'static self, object: Map<String, Value>, ignored: &[String]) -> Result<Map<String, Value>, String> {
-        let mut fields = Map::new();
-        for (name, value) in object {
-            if ignored.contains(&name) {
+    pub fn named(
+        &'static self,
+        written: &[(String, &RawValue)],
+        ignored: &[String],
+    ) -> Result<Map<String, Value>, String> {
+        let (mut fields, mut seen) = (Map::new(), Vec::with_capacity(written.len()));
+        for (name, value) in written {
+            if ignored.contains(name) {
                 continue;
             }
-            let column = self.find(&name).ok_or_else(|| format!("the field {name:?} is unknown"))?;
-            let value = match (column.cell, value) {
-                (_, Value::Null) => continue,
-                (Cell::Time, Value::String(time)) => Value::String(iso(&time)),
-                (_, value) => value,
-            };
-            if fields.insert(column.name.to_owned(), value).is_some() {
+            let column = self.find(name).ok_or_else(|| format!("the field {name:?} is unknown"))?;
+            if seen.contains(&column.name) {
                 return Err(format!("the field {} is there twice", column.name));
+            }
+            seen.push(column.name);
+            if let Some(value) = column.written(value).map_err(|error| format!("{}: {error}", column.name))? {
+                fields.insert(column.name.to_owned(), value);
             }
         }
         Ok(fields)
@@ -160,14 +170,9 @@ impl Header {
 impl Column {
     /// The value of a cell; `None` of one without.
     fn value(&self, cell: &str) -> Option<Value> {
-        let number = |text: &str| match serde_json::from_str::<Number>(text.trim()) {
-            Ok(number) => Value::Number(number),
-            // Refused where the number is read.
-            Err(_) => Value::String(text.to_owned()),
-        };
         let parts = || cell.split('|').map(str::trim);
         if NULLS.contains(&cell) {
-            return None;
+            return self.takes_away.then_some(Value::Null);
         }
         Some(match self.cell {
             Cell::Number => number(cell),
@@ -177,6 +182,43 @@ impl Column {
             Cell::Texts => parts().map(Value::from).collect(),
         })
     }
+
+    /// The value of a field of JSON Lines; `None` of one without.
+    fn written(&self, value: &RawValue) -> serde_json::Result<Option<Value>> {
+        let text = value.get();
+        Ok(match (self.cell, serde_json::from_str(text)?) {
+            (_, Value::Null) => self.takes_away.then_some(Value::Null),
+            (Cell::Number, Value::Number(_)) => Some(number(text)),
+            (Cell::Time, Value::String(time)) => Some(Value::String(iso(&time))),
+            (_, value) => Some(value),
+        })
+    }
+}
+
+/// A number as it is written. One that is whole only as a double stays a text, which is refused where the number is read, as one that
+/// is no number is.
+fn number(text: &str) -> Value {
+    let text = text.trim();
+    match serde_json::from_str::<Number>(text) {
+        Ok(number) if is_whole(text) || number.as_f64().is_some_and(|double| double.fract() != 0.0) => {
+            Value::Number(number)
+        }
+        _ => Value::String(text.to_owned()),
+    }
+}
+
+/// Whether a number of JSON is whole.
+fn is_whole(text: &str) -> bool {
+    let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let fraction = fraction.trim_end_matches('0');
+    let zeros = whole.len() - whole.trim_end_matches('0').len();
+    let Ok(exponent) = exponent.parse::<i64>() else { return false };
+    match i64::try_from(fraction.len()) {
+        Ok(0) => zeros == whole.trim_start_matches('-').len() || exponent >= -(zeros as i64),
+        Ok(places) => places <= exponent,
+        Err(_) => false,
+    }
 }
 
 /// A time with a `T`, also of a database that writes a space.
@@ -184,5 +226,23 @@ fn iso(time: &str) -> String {
     match time.trim().split_once(' ') {
         Some((day, time)) => format!("{day}T{time}"),
         None => time.trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_kept_exact_or_as_text() {
+        for whole in ["0", "-0.0", "12000", "12000.00", "1.2e4", "120000e-1", "0e9", "0e-9", "1e3", "-7"] {
+            assert!(is_whole(whole) && number(whole).is_number(), "{whole}");
+        }
+        for rounded in ["12000.000000000000001", "11999.9999999999999999", "120000000000000000001e-16"] {
+            assert_eq!(number(rounded), Value::from(rounded), "{rounded}");
+        }
+        for refused_later in ["0.5", "12000.5", "1e-1", "1e99999999999999999999", "", "x", "12,000"] {
+            assert!(!is_whole(refused_later) || number(refused_later).is_string(), "{refused_later}");
+        }
     }
 }

@@ -46,9 +46,9 @@ impl std::fmt::Display for ImportCounts {
     }
 }
 
-/// Writes the entries of one import. Without a log, of an import that changes nothing, it writes none.
+/// Writes the entries of one import.
 pub(super) struct ImportRecorder {
-    log: Option<Arc<OperatorLog>>,
+    log: Arc<OperatorLog>,
     clock: Clock,
     /// Of the entries, and of the decisions.
     pub request_id: String,
@@ -59,7 +59,7 @@ pub(super) struct ImportRecorder {
 }
 
 impl ImportRecorder {
-    pub fn new(log: Option<Arc<OperatorLog>>, clock: Clock, kind: RowKind, file: &str) -> Self {
+    pub fn new(log: Arc<OperatorLog>, clock: Clock, kind: RowKind, file: &str) -> Self {
         // Short: every decision has it.
         let request_id = format!("import-{:08x}", Uuid::new_v4().as_fields().0);
         ImportRecorder { log, clock, request_id, kind, file: shortened(file), began: None }
@@ -71,11 +71,12 @@ impl ImportRecorder {
         self.record(202, json!({ "outcome": "BEGUN", "file": self.file }));
     }
 
-    /// The end of an import that began.
-    pub fn end(&self, counts: &ImportCounts, ended: &anyhow::Result<()>, is_stopped: bool) {
+    /// The end of an import that began. `is_projected`: PostgreSQL has what it decided.
+    pub fn end(&self, counts: &ImportCounts, ended: &anyhow::Result<()>, is_stopped: bool, is_projected: bool) {
         let Some(began) = self.began else { return };
         let (outcome, status) = match ended {
-            Ok(()) => ("COMPLETE", 200),
+            Ok(()) if is_projected => ("COMPLETE", 200),
+            Ok(()) => ("NOT_PROJECTED", 503),
             Err(_) if is_stopped => ("STOPPED", 503),
             Err(_) => ("FAILED", 503),
         };
@@ -94,8 +95,7 @@ impl ImportRecorder {
     }
 
     fn record(&self, status: u16, detail: Value) {
-        let Some(log) = &self.log else { return };
-        log.record(OperatorAction {
+        self.log.record(OperatorAction {
             id: Uuid::now_v7().to_string(),
             operator: COMMAND_LINE.to_owned(),
             role: None,

@@ -8,10 +8,10 @@ use super::columns::{COUPONS, Columns, PRODUCTS, USERS};
 use crate::{
     engine::MAX_PUT_ID,
     http::{
-        admin::{CreateCampaignRequest, CreateProductRequest, CreateUserRequest},
+        admin::{CreateCampaignRequest, CreateUserRequest, PutProductRequest},
         extract::write::RequestBody,
     },
-    model::{CouponId, NewCampaign, NewProduct, NewUser, ProductId, UserId},
+    model::{CouponId, NewCampaign, NewUser, ProductId, ProductUpsert, UserId},
 };
 
 /// What the rows of a file are.
@@ -26,7 +26,7 @@ pub(super) enum RowKind {
 #[derive(Debug)]
 pub(super) enum Row {
     User(UserId, NewUser),
-    Product(ProductId, NewProduct),
+    Product(ProductId, ProductUpsert),
     Campaign(CouponId, NewCampaign),
 }
 
@@ -68,9 +68,8 @@ impl RowKind {
                 room(name, UserId::get(id)).map(|()| Row::User(id, new))
             }
             RowKind::Products => {
-                let why =
-                    "opensAt is not before closesAt, limitGroup has no limitPerUser, or a time is none of the zone";
-                let (id, new) = (id_of(name, id)?, body::<CreateProductRequest>(fields, zone, why)?);
+                let why = "opensAt is not before closesAt, or a time is none of the zone";
+                let (id, new) = (id_of(name, id)?, body::<PutProductRequest>(fields, zone, why)?);
                 room(name, ProductId::get(id)).map(|()| Row::Product(id, new))
             }
             RowKind::Coupons => {

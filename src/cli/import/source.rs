@@ -14,7 +14,8 @@ use std::{
 };
 
 use anyhow::Context;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Deserializer, de};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::columns::{Columns, Header};
 
@@ -41,6 +42,33 @@ pub(super) struct SourceRow {
     /// As the file has them; of JSON Lines, the line.
     pub cells: Vec<String>,
     pub fields: Result<Map<String, Value>, String>,
+}
+
+/// The fields of an object as they are written, one that is there twice included.
+struct WrittenFields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for WrittenFields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FieldsVisitor;
+
+        impl<'de> de::Visitor<'de> for FieldsVisitor {
+            type Value = WrittenFields<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<WrittenFields<'de>, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(WrittenFields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(FieldsVisitor)
+    }
 }
 
 /// The bytes of a file, counted.
@@ -80,6 +108,8 @@ pub(super) struct Source {
     reader: RowReader<CountedBytes<Box<dyn Read>>>,
     left: Rc<Cell<u64>>,
     last: Rc<Cell<u8>>,
+    /// The bytes read.
+    total: Arc<AtomicU64>,
     /// Read, but not handed out: the next one shows whether it is the last.
     pending: Option<SourceRow>,
     /// Why the rows after that one can't be read.
@@ -101,7 +131,7 @@ impl Source {
         read: Arc<AtomicU64>,
     ) -> anyhow::Result<Self> {
         let (left, last) = (Rc::new(Cell::new(MAX_ROW_LEN)), Rc::new(Cell::new(b'\n')));
-        let counted = CountedBytes { inner: file, left: left.clone(), last: last.clone(), read };
+        let counted = CountedBytes { inner: file, left: left.clone(), last: last.clone(), read: read.clone() };
         let (reader, header) = match format {
             FileFormat::Csv => {
                 let mut csv = csv::ReaderBuilder::new()
@@ -120,7 +150,7 @@ impl Source {
                 (RowReader::Jsonl { lines, columns, line: 0 }, Vec::new())
             }
         };
-        let mut source = Source { reader, left, last, pending: None, fault: None, header };
+        let mut source = Source { reader, left, last, total: read, pending: None, fault: None, header };
         source.pending = source.read(ignored)?;
         Ok(source)
     }
@@ -148,7 +178,11 @@ impl Source {
                 if !csv.read_byte_record(&mut record)? {
                     return Ok(None);
                 }
-                let line = record.position().map_or(0, csv::Position::line);
+                // The reader skips blank lines before the row: it is counted from its end.
+                let (end, begin) = (csv.position(), record.position().map_or(0, csv::Position::line));
+                let is_cut = self.last.get() != b'\n' && end.byte() == self.total.load(Ordering::Relaxed);
+                let breaks = record.as_slice().iter().filter(|byte| **byte == b'\n').count() + usize::from(!is_cut);
+                let line = begin.max(end.line().saturating_sub(breaks as u64));
                 let mut cells: Vec<&[u8]> = record.iter().collect();
                 // The reader ends a row at the line feed alone, so that it counts lines.
                 if let Some(last) = cells.pop() {
@@ -175,13 +209,70 @@ impl Source {
                     continue;
                 }
                 let cells = vec![String::from_utf8_lossy(row).into_owned()];
-                let fields = match serde_json::from_slice(row) {
-                    Ok(Value::Object(object)) => columns.named(object, ignored),
-                    Ok(_) => Err("the line is no JSON object".to_owned()),
+                let fields = match serde_json::from_slice::<WrittenFields<'_>>(row) {
+                    Ok(WrittenFields(fields)) => columns.named(&fields, ignored),
                     Err(error) => Err(format!("the line is no JSON object: {error}")),
                 };
                 return Ok(Some(SourceRow { line: *line, cells, fields }));
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::columns::{PRODUCTS, USERS},
+        *,
+    };
+
+    /// The rows: line, and fields or reason.
+    fn rows(format: FileFormat, columns: &'static Columns, text: &str) -> Vec<(u64, Result<Value, String>)> {
+        let file = Box::new(io::Cursor::new(text.to_owned()));
+        let mut source = Source::open(file, format, columns, &[], Arc::default()).unwrap();
+        let mut rows = Vec::new();
+        while let Some(row) = source.next(&[]).unwrap() {
+            rows.push((row.line, row.fields.map(Value::Object)));
+        }
+        rows
+    }
+
+    #[test]
+    fn lines_counted_after_blank_lines_and_line_breaks() {
+        let lines = |text: &str| -> Vec<u64> {
+            rows(FileFormat::Csv, &USERS, text).into_iter().map(|(line, _)| line).collect()
+        };
+        assert_eq!(lines("id,name\n1,a\n\n\n2,b\n3,c\n"), [2, 5, 6]);
+        assert_eq!(lines("\u{feff}id,name\r\n\r\n1,a\r\n\r\n2,\"b\r\nc\"\r\n\r\n3,c\r\n"), [3, 5, 8]);
+        assert_eq!(lines("\nid,name\n\n\n1,a"), [5]);
+        assert_eq!(lines("id,name\n1,\"a\nb\nc\"\n\n2,\"a\nb\""), [2, 6]);
+    }
+
+    #[test]
+    fn json_line_refused_when_field_twice_or_rounded() {
+        let fields = |line: &str| rows(FileFormat::Jsonl, &USERS, &format!("{line}\n")).remove(0).1;
+        for twice in [
+            r#"{"id":1,"name":"a","balance":5,"balance":7}"#,
+            r#"{"id":1,"name":"a","balance":null,"balance":7}"#,
+            r#"{"id":1,"userId":2,"name":"a"}"#,
+        ] {
+            assert!(fields(twice).unwrap_err().contains("there twice"), "{twice}");
+        }
+        let rounded = fields(r#"{"id":1,"name":"a","balance":12000.000000000000001}"#).unwrap();
+        assert_eq!(rounded["balance"], "12000.000000000000001");
+        assert_eq!(fields(r#"{"id":1,"name":"a","balance":12000.00}"#).unwrap()["balance"], 12_000.0);
+        assert!(fields(r#"{"id":1e400,"name":"a"}"#).unwrap_err().starts_with("userId: "));
+        assert!(fields("[1]").unwrap_err().contains("no JSON object"));
+    }
+
+    #[test]
+    fn term_left_out_stays_and_empty_one_goes() {
+        let csv = "id,name,price,stock,category,limitPerUser,opensAt\n1,a,5,1,TOP,,\\N\n";
+        let fields = rows(FileFormat::Csv, &PRODUCTS, csv).remove(0).1.unwrap();
+        assert!(fields["limitPerUser"].is_null() && fields["opensAt"].is_null(), "{fields}");
+        assert_eq!(fields.as_object().unwrap().len(), 7, "{fields}");
+        let json = "{\"id\":1,\"limitGroup\":null,\"name\":null}\n";
+        let fields = rows(FileFormat::Jsonl, &PRODUCTS, json).remove(0).1.unwrap();
+        assert_eq!(fields, serde_json::json!({ "productId": 1, "limitGroup": null }));
     }
 }

@@ -45,7 +45,7 @@ use super::{
 };
 use crate::{audit::Auditor, projector::Projector, webhooks::Webhooks};
 
-pub use self::{coupons::CreateCampaignRequest, products::CreateProductRequest, users::CreateUserRequest};
+pub use self::{coupons::CreateCampaignRequest, products::PutProductRequest, users::CreateUserRequest};
 
 /// Routes whose time grows with the work.
 pub const LONG_ROUTES: &[&str] = &[users::BULK_PATH, audit::AUDIT_PATH, events::EVENTS_PATH];

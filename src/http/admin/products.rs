@@ -23,7 +23,7 @@ use crate::{
     },
     model::{
         Category, LimitGroup, MAX_LIMIT_PER_USER, MAX_PRICE, MAX_STOCK, Millis, NewProduct, ProductId, ProductPatch,
-        SaleTerms, SaleTermsPatch, UserId,
+        ProductUpsert, SaleTerms, SaleTermsPatch, UserId,
     },
 };
 
@@ -33,6 +33,20 @@ type PerUser = Bounded<1, { MAX_LIMIT_PER_USER }>;
 /// The instant of a time that may be absent; `None` if the zone skips it.
 fn instant(time: Option<LocalTime>, zone: Tz) -> Option<Option<Millis>> {
     time.map(|time| time.instant(zone).ok_or(())).transpose().ok()
+}
+
+/// A change of terms; `None` if its window is empty, or the zone skips a time.
+fn changed_terms(
+    (opens_at, closes_at): (Option<Option<LocalTime>>, Option<Option<LocalTime>>),
+    limit_per_user: Option<Option<PerUser>>,
+    limit_group: Option<Option<LimitGroup>>,
+    zone: Tz,
+) -> Option<SaleTermsPatch> {
+    let moved = |time: Option<Option<LocalTime>>| time.map(|time| instant(time, zone).ok_or(())).transpose().ok();
+    let (opens_at, closes_at) = (moved(opens_at)?, moved(closes_at)?);
+    let window = SaleTerms { opens_at: opens_at.flatten(), closes_at: closes_at.flatten(), ..SaleTerms::default() };
+    let limit_per_user = limit_per_user.map(|limit| limit.map(Bounded::get));
+    window.are_valid().then_some(SaleTermsPatch { opens_at, closes_at, limit_per_user, limit_group })
 }
 
 /// The documented routes.
@@ -114,6 +128,58 @@ async fn create(
     Ok(Answer::created(created.map(|product| ProductResponse::new(product, zone))).naming("productId", id))
 }
 
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(
+    description = "상품 가져오기 요청: 이미 있는 상품의 판매 기간과 수량 제한은 보내지 않으면 그대로 둡니다.",
+    example = json!({
+        "productName": "나이키 에어포스", "price": 990000, "stockQuantity": 50, "category": "SHOES", "limitPerUser": 1
+    }),
+)]
+pub struct PutProductRequest {
+    /// 상품 이름
+    product_name: Text<200>,
+    /// 가격(원)
+    price: Bounded<0, { MAX_PRICE }>,
+    /// 처음 재고 수량: 생성할 때만 쓰입니다
+    stock_quantity: Bounded<0, { MAX_STOCK }>,
+    /// 카테고리
+    category: Category,
+    /// 판매 시작 시각: null이면 바로 판매합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LocalTime>)]
+    opens_at: Option<Option<LocalTime>>,
+    /// 판매 종료 시각: null이면 계속 판매합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LocalTime>)]
+    closes_at: Option<Option<LocalTime>>,
+    /// 1인당 구매 가능 수량: null이면 제한하지 않습니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<PerUser>)]
+    limit_per_user: Option<Option<PerUser>>,
+    /// 1인당 구매 가능 수량을 함께 쓰는 상품 그룹: 같은 그룹의 상품은 수량 제한이 같아야 합니다
+    #[serde(default, deserialize_with = "nullable", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<LimitGroup>)]
+    limit_group: Option<Option<LimitGroup>>,
+}
+
+impl RequestBody for PutProductRequest {
+    type Valid = ProductUpsert;
+
+    const INVALID: Code = Code::InvalidRequest;
+
+    fn validate(self, zone: Tz) -> Option<ProductUpsert> {
+        let PutProductRequest { product_name, price, stock_quantity, category, .. } = self;
+        let terms = changed_terms((self.opens_at, self.closes_at), self.limit_per_user, self.limit_group, zone)?;
+        let (name, price, stock) = (product_name.into(), price.get(), stock_quantity.get());
+        Some(ProductUpsert { name, price, stock, category, terms })
+    }
+
+    fn user(_: &Self::Valid) -> Option<UserId> {
+        None
+    }
+}
+
 documented_errors! { PutErrors {
     "잘못된 요청 (입력값 오류, 유효성 검사 실패)" => [InvalidRequest],
     "상품을 찾을 수 없음 (잘못된 ID)" => [ProductNotFound],
@@ -125,10 +191,10 @@ documented_errors! { PutErrors {
     operation_id = "putProduct",
     tag = "운영",
     summary = "상품 가져오기",
-    description = "다른 시스템의 ID 그대로 상품을 생성하거나, 이름, 가격, 카테고리, 판매 기간, 1인당 구매 가능 수량을 요청대로 변경합니다. 처음 재고 수량은 \
-        생성할 때만 쓰이며, 이미 있는 상품의 재고는 그대로입니다. 같은 요청을 반복해도 결과는 같습니다. 이후 새로 만드는 상품의 ID는 항상 더 큽니다.",
+    description = "다른 시스템의 ID 그대로 상품을 생성하거나, 이름, 가격, 카테고리, 판매 기간, 1인당 구매 가능 수량을 요청대로 변경합니다. 보내지 않은 판매 기간과 \
+        수량 제한은 그대로 두며, null이면 없앱니다. 처음 재고 수량은 생성할 때만 쓰이며, 이미 있는 상품의 재고는 그대로입니다. 같은 요청을 반복해도 결과는 같습니다. 이후 새로 만드는 상품의 ID는 항상 더 큽니다.",
     params(("productId" = i64, Path, description = "productId")),
-    request_body(content = CreateProductRequest),
+    request_body(content = PutProductRequest),
     responses(
         (status = 200, description = "상품 변경 성공, 또는 변경 없음", body = ProductResponse),
         (status = 201, description = "상품 생성 성공", body = ProductResponse),
@@ -138,7 +204,7 @@ documented_errors! { PutErrors {
 async fn put(
     State(app): State<AppState>,
     product: PathId<ProductId>,
-    Write { call, body }: Write<CreateProductRequest>,
+    Write { call, body }: Write<PutProductRequest>,
 ) -> Done<ProductResponse> {
     let put = app.engine.put_product(&call, product.valid()?, body).await?;
     Ok(Answer::put(put.map(|put| put.map(|product| ProductResponse::new(product, app.engine.zone())))))
@@ -197,19 +263,8 @@ impl RequestBody for UpdateProductRequest {
 
     fn validate(self, zone: Tz) -> Option<ProductPatch> {
         let UpdateProductRequest { product_name, price, category, stock_delta, .. } = self;
-        let moved = |time: Option<Option<LocalTime>>| time.map(|time| instant(time, zone).ok_or(())).transpose().ok();
-        let terms = SaleTermsPatch {
-            opens_at: moved(self.opens_at)?,
-            closes_at: moved(self.closes_at)?,
-            limit_per_user: self.limit_per_user.map(|limit| limit.map(Bounded::get)),
-            limit_group: self.limit_group,
-        };
-        let window = SaleTerms {
-            opens_at: terms.opens_at.flatten(),
-            closes_at: terms.closes_at.flatten(),
-            ..SaleTerms::default()
-        };
-        window.are_valid().then_some(ProductPatch {
+        let terms = changed_terms((self.opens_at, self.closes_at), self.limit_per_user, self.limit_group, zone)?;
+        Some(ProductPatch {
             name: product_name.map(String::from),
             price: price.map(Bounded::get),
             category,

@@ -2,10 +2,12 @@
 
 use std::{fs, path::PathBuf, process::Stdio};
 
+use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::binary::{Servers, get, post, run};
+use super::binary::{Running, Servers, get, post, run};
+use crate::support::harness::{raw_redis, until};
 
 /// Writes a file, and imports it; the status, what was said, and the file of rejected rows if there is one.
 async fn import(
@@ -111,6 +113,21 @@ async fn file_refused_before_its_first_row() {
     }
     let (status, said) = run(&mut servers.role(&["import", "users", "/nowhere.csv"])).await;
     assert!(!status.success() && said.contains("/nowhere.csv can't be read"), "{said}");
+    // The place of the rejected rows can't be written, or is the file itself.
+    let rows = b"id,name\n1,x\n";
+    for (path, why) in [("/nowhere/rejected", "can't be written"), ("users.csv", "is the file that is read")] {
+        let path = servers.dir.path().join(path);
+        let (status, said, _) =
+            import(&servers, "users", "users.csv", rows, &["--rejected", path.to_str().unwrap()]).await;
+        assert!(status == 1 && said.contains(why), "{said}");
+    }
+    let file = servers.dir.path().join("users.csv");
+    let input = fs::File::open(&file).unwrap();
+    let from_standard_input = ["import", "users", "-", "--rejected", file.to_str().unwrap()];
+    let (status, said) = run(servers.role(&from_standard_input).stdin(Stdio::from(input))).await;
+    assert!(!status.success() && said.contains("is the file that is read"), "{said}");
+    assert_eq!(fs::read(&file).unwrap(), rows);
+    assert_eq!(counted(&servers, "SELECT count(*) FROM users").await, 0);
     // What the file says beyond is left out by name.
     let rows = b"id,name,email,password\n1,x,x@example.com,y\n";
     let (status, said, _) = import(&servers, "users", "users.csv", rows, &["--ignore", "email,password"]).await;
@@ -161,7 +178,7 @@ async fn json_lines_imported_from_standard_input_beside_a_service() {
     let reasons: Vec<serde_json::Value> = rejected.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of = |at: usize| (reasons[at]["line"].as_u64().unwrap(), reasons[at]["reason"].as_str().unwrap());
     assert!(of(0).0 == 3 && of(0).1.starts_with("category"), "{rejected}");
-    assert_eq!(of(1), (4, "the line is no JSON object"));
+    assert!(of(1).0 == 4 && of(1).1.starts_with("the line is no JSON object"), "{rejected}");
     assert_eq!(of(2), (5, "the field \"color\" is unknown"));
 
     // It sells at once, and a second import leaves the units.
@@ -329,5 +346,124 @@ async fn many_users_imported_in_several_steps() {
     let (status, said, _) = import(&servers, "users", "users.csv", cut, &[]).await;
     assert!(status == 1 && said.contains("0 created, 0 changed") && said.contains("1 rejected"), "{said}");
     audited(&servers).await;
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn import_again_keeps_terms_without_their_columns() {
+    let servers = migrated().await;
+    let said = async |rows: &str, more: &[&str]| {
+        let (_, outcome, rejected) = outcome(&servers, "products", "products.csv", rows, more).await;
+        (outcome.unwrap(), rejected)
+    };
+    let plain = "id,name,price,stock,category\n1,a,10,5,SHOES\n";
+    let limited =
+        "id,name,price,stock,category,opensAt,limitPerUser,limitGroup\n1,a,10,5,SHOES,2020-01-01 10:00:00,2,G\n";
+    let unlimited = "id,name,price,stock,category,limitPerUser,limitGroup\n1,a,10,5,SHOES,,NULL\n";
+    let limit = "SELECT COALESCE(limit_per_user, 0)::bigint FROM products";
+    for (rows, would, then) in [
+        (plain, "1 created, 0 changed, 0 unchanged, 0 rejected", 0),
+        (limited, "0 created, 1 changed, 0 unchanged, 0 rejected", 2),
+        (plain, "0 created, 0 changed, 1 unchanged, 0 rejected", 2),
+        (unlimited, "0 created, 1 changed, 0 unchanged, 0 rejected", 0),
+        (plain, "0 created, 0 changed, 1 unchanged, 0 rejected", 0),
+    ] {
+        let expected = (would.to_owned(), None);
+        assert_eq!(said(rows, &["--dry-run"]).await, expected, "{rows}");
+        assert_eq!(said(rows, &[]).await, expected, "{rows}");
+        assert_eq!(counted(&servers, limit).await, then, "{rows}");
+    }
+    // A window that the new and the old bound leave empty.
+    let closed = "id,name,price,stock,category,closesAt\n1,a,10,5,SHOES,2020-01-01 09:00:00\n";
+    let rehearsed = said(closed, &["--dry-run"]).await;
+    assert!(rehearsed.1.as_deref().unwrap().contains("the window is empty"), "{rehearsed:?}");
+    assert_eq!(said(closed, &[]).await, rehearsed);
+    servers.end().await;
+}
+
+async fn keys_in_redis(servers: &Servers) -> i64 {
+    let mut redis = raw_redis(&servers.redis_url).await;
+    redis::cmd("DBSIZE").query_async(&mut redis).await.unwrap()
+}
+
+#[tokio::test]
+async fn dry_run_neither_makes_a_store_nor_recovers_one() {
+    let servers = migrated().await;
+    let users = b"id,name,balance\n1,a,5\n2,b,0\n";
+    let (status, said, _) = import(&servers, "users", "users.csv", users, &["--dry-run"]).await;
+    assert!(status == 0 && said.contains("2 created, 0 changed, 0 unchanged, 0 rejected"), "{said}");
+    let products = "id,name,price,stock,category,limitPerUser,limitGroup\n1,a,1,1,TOP,1,G\n2,b,1,1,TOP,2,G\n";
+    let (_, said, _) = outcome(&servers, "products", "products.csv", products, &["--dry-run"]).await;
+    assert_eq!(said.as_deref(), Some("1 created, 0 changed, 0 unchanged, 1 rejected"));
+    let coupons = "id,code,type,amount,quantity,expiredAt\n1,A,FIXED,1,1,2099-01-01 00:00:00\n2,B,FIXED,1,1,2020-01-01 00:00:00\n";
+    let (_, said, _) = outcome(&servers, "coupons", "coupons.csv", coupons, &["--dry-run"]).await;
+    assert_eq!(said.as_deref(), Some("1 created, 0 changed, 0 unchanged, 1 rejected"));
+    assert_eq!(keys_in_redis(&servers).await, 0);
+    // The first start still chooses the partitions.
+    let (status, said) = run(servers
+        .role(&["import", "users", servers.dir.path().join("users.csv").to_str().unwrap()])
+        .env("PARTITIONS", "3"))
+    .await;
+    assert!(status.success() && said.contains("2 created"), "{said}");
+    let (status, said, _) = import(&servers, "users", "users.csv", users, &["--dry-run"]).await;
+    assert!(status == 0 && said.contains("2 unchanged"), "{said}");
+
+    let mut redis = raw_redis(&servers.redis_url).await;
+    let () = redis::cmd("FLUSHALL").query_async(&mut redis).await.unwrap();
+    let (status, said, _) = import(&servers, "users", "users.csv", users, &["--dry-run"]).await;
+    assert!(status == 1 && said.contains("nothing is recovered here"), "{said}");
+    assert_eq!(keys_in_redis(&servers).await, 0);
+    // The import itself recovers it.
+    let (status, said, _) = import(&servers, "users", "users.csv", users, &[]).await;
+    assert!(status == 0 && said.contains("2 unchanged"), "{said}");
+    servers.end_of(3).await;
+}
+
+/// Starts an import of users from standard input, whose header it has read.
+async fn begun(servers: &Servers, name: &str, variables: &[(&str, &str)]) -> (Running, tokio::process::ChildStdin) {
+    let rejected = servers.dir.path().join(format!("{name}.rejected"));
+    let mut command = servers.role(&["import", "users", "-", "--rejected", rejected.to_str().unwrap()]);
+    command.envs(variables.iter().copied()).stdin(Stdio::piped());
+    let mut import = Running::start(&mut command, &servers.dir, name);
+    let mut input = import.child.stdin.take().unwrap();
+    // The first row is read before the header is taken.
+    input.write_all(b"id,name,balance\n1,a,5\n").await.unwrap();
+    until("it begins", async || {
+        import.assert_alive();
+        rejected.exists().then_some(())
+    })
+    .await;
+    (import, input)
+}
+
+#[tokio::test]
+async fn import_waits_for_postgres_at_its_end() {
+    let mut servers = migrated().await;
+    let (mut import, mut input) = begun(&servers, "import", &[("DATABASE_TIMEOUT_MS", "1000")]).await;
+    servers.postgres.kill().await.unwrap();
+    input.write_all(b"2,b,7\n").await.unwrap();
+    drop(input);
+    let waits = "PostgreSQL does not have every decision yet: waiting";
+    until("it waits", async || {
+        import.assert_alive();
+        import.logged(waits)
+    })
+    .await;
+    servers.postgres.restart().await.unwrap();
+    let status = import.ended().await;
+    assert!(status.success(), "{status}\n{}", import.err());
+    assert_eq!(counted(&servers, "SELECT sum(balance)::bigint FROM users").await, 12);
+    servers.end().await;
+}
+
+#[tokio::test]
+async fn import_stops_while_standard_input_is_silent() {
+    let servers = migrated().await;
+    let (mut import, input) = begun(&servers, "import", &[]).await;
+    import.signal(Signal::TERM);
+    let status = import.ended().await;
+    assert_eq!(status.code(), Some(1), "{}", import.err());
+    assert!(import.err().contains("stopped: run it again"), "{}", import.err());
+    drop(input);
     servers.end().await;
 }

@@ -106,7 +106,7 @@ pub async fn put_product(
     }
     let price = model.products.get(place).map_or(price, |(price, _)| *price);
     let new = NewProduct { name: format!("put {at}"), price, stock, category: category(place), terms };
-    let put = engine.put_product(call, ProductId::new(id).unwrap(), new).await?;
+    let put = engine.put_product(call, ProductId::new(id).unwrap(), new.into()).await?;
     let Put { value, outcome } = put.value;
     Ok((format!("put {outcome:?} {} {}", value.price, value.stock), put.replayed))
 }

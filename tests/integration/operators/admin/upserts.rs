@@ -59,10 +59,17 @@ async fn product_put_changes_all_but_units() {
         let changed = put(test, path, changed).await.ok();
         assert_eq!((&changed["productName"], &changed["price"]), (&json!("에어포스 2"), &json!(1_000)));
         assert_eq!((&changed["stockQuantity"], &changed["limitPerUser"]), (&json!(3), &json!(2)));
-        // Terms that are left out are none.
-        let plain = json!({"productName": "에어포스 2", "price": 1_000, "stockQuantity": 0, "category": "TOP"});
+        // Terms that are left out stay.
+        let done = effects(test).await;
+        let mut plain = json!({"productName": "에어포스 2", "price": 1_000, "stockQuantity": 0, "category": "TOP"});
+        assert_eq!(put(test, path, plain.clone()).await.ok(), changed);
+        assert_eq!(effects(test).await, done);
+        plain["limitPerUser"] = json!(null);
+        put(test, path, plain.clone()).await.refused(400, "INVALID_REQUEST");
+        assert_eq!(effects(test).await, done);
+        plain["limitGroup"] = json!(null);
         let plain = put(test, path, plain).await.ok();
-        assert!(plain["limitPerUser"].is_null() && plain["opensAt"].is_null(), "{plain}");
+        assert!(plain["limitPerUser"].is_null() && plain["opensAt"] == changed["opensAt"], "{plain}");
         assert_eq!(test.product(1, 1).await, 70_003);
         let done = effects(test).await;
         let other_limit = json!({"productName": "x", "price": 1, "stockQuantity": 1, "category": "TOP",
@@ -135,6 +142,27 @@ async fn put_refused_when_id_leaves_no_room() {
         let highest = too_high - 1;
         put(test, &format!("/admin/v1/users/{highest}"), json!({"userName": "x", "balance": 1})).await.created();
         assert_eq!(test.user(0).await, too_high);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn put_refused_leaves_new_ids_and_groups() {
+    on_1_and_3(async |test| {
+        let done = effects(test).await;
+        let coupon = json!({"couponCode": "X", "discountType": "FIXED", "discountAmount": 1, "totalQuantity": 1,
+            "expiredAt": after(test, -60_000)});
+        put(test, "/admin/v1/coupons/80000", coupon).await.refused(400, "INVALID_REQUEST");
+        let mut product = json!({"productName": "x", "price": 1, "stockQuantity": 1, "category": "TOP",
+            "limitGroup": "NEW"});
+        put(test, "/admin/v1/products/80000", product.clone()).await.refused(400, "INVALID_REQUEST");
+        product["limitPerUser"] = json!(1);
+        let too_high = i64::pow(2, 53) - 1_000_000_000_000;
+        put(test, &format!("/admin/v1/products/{too_high}"), product.clone()).await.refused(400, "INVALID_REQUEST");
+        assert_eq!(effects(test).await, done);
+        assert!(test.campaign("FIXED", 1, 1).await < 80_000 && test.product(1, 1).await < 80_000);
+        product["limitPerUser"] = json!(2);
+        put(test, "/admin/v1/products/80000", product).await.created();
     })
     .await;
 }
