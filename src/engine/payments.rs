@@ -45,13 +45,8 @@ impl Engine {
             // Boxed, because few requests need this: otherwise the future of every payment would be as large
             // (docs/decisions.md).
             Some(gateway) => {
-                let by = (&gateway, token);
-                match Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, by)).await {
-                    Err(Error::OrderAlreadyPaid) if gateway.takes_money_first() => {
-                        return Box::pin(self.paid_before(call, &payment, (&*gateway, token))).await;
-                    }
-                    settled => settled?,
-                }
+                let gateway = (&gateway, token);
+                Box::pin(self.pay_by_gateway(call, &payment, payment_id, &receipt, gateway)).await?
             }
             None => self.settle(call, &payment, payment_id, &receipt, None).await?,
         };

@@ -239,36 +239,6 @@ impl Engine {
         }
     }
 
-    /// The payment of an order that is paid already, if it is the one that the client names: a message of its provider was first.
-    ///
-    /// # Errors
-    /// [`Error::OrderAlreadyPaid`].
-    pub(super) async fn paid_before(
-        &self,
-        call: &Call,
-        payment: &NewPayment,
-        (gateway, token): (&dyn PaymentGateway, Option<&str>),
-    ) -> Outcome<Payment> {
-        let NewPayment { order_id, user_id, amount, .. } = *payment;
-        let merchant_order_id = self.merchant_order_id(order_id).await?;
-        let presented = Presented { token, prepared: None, merchant_order_id: &merchant_order_id };
-        let named = gateway.transaction_of(presented).ok().flatten();
-        let found = self.archive.find(order_id).await?.map(|found| found.record);
-        let record = found.filter(|record| record.order.user_id == user_id && record.order.final_price == amount);
-        let record = record.filter(|record| record.order.status == OrderStatus::Paid).ok_or(Error::OrderAlreadyPaid)?;
-        let (Some(paid), Some(gateway_payment)) = (record.order.payment, record.gateway) else {
-            return Err(Error::OrderAlreadyPaid);
-        };
-        if named.is_none() || gateway_payment.transaction != named {
-            return Err(Error::OrderAlreadyPaid);
-        }
-        // The reply waits for the decision as if this request had made it.
-        let owner = self.store.owner(order_id.get());
-        call.acknowledged.add(owner, self.store.position(owner).await?, None);
-        let OrderPayment { payment_id, payment_type, receipt, paid_at } = paid;
-        Ok(Reply::first(Payment { payment_id, order_id, user_id, payment_type, amount, receipt, paid_at }))
-    }
-
     /// Gives back the money of an order that this payment can't pay: it is closed, or is or was paid otherwise.
     ///
     /// # Errors
