@@ -10,9 +10,10 @@ use anyhow::{Context, ensure};
 
 use super::source::FileFormat;
 
-/// Whether a path is one of the system's, such as `/dev/null` or `/dev/fd/63`: what it leads to is of others.
+/// Whether a path is one of the system's, such as `/dev/null` or `/dev/fd/63`: what it leads to is of others. `/dev/shm` has files of
+/// everybody's.
 pub(super) fn is_of_system(path: &Path) -> bool {
-    path.starts_with("/dev") || path.starts_with("/proc")
+    (path.starts_with("/dev") && !path.starts_with("/dev/shm")) || path.starts_with("/proc")
 }
 
 /// Writes each rejected row with its line and the reason: of CSV before its columns, so that the file can be mended and imported
@@ -136,6 +137,13 @@ mod tests {
         // Without a rejected row that of an earlier import goes.
         assert_eq!(open(&other, Some(&input)).unwrap().finish().unwrap(), None);
         assert!(!other.exists());
+    }
+
+    #[test]
+    fn paths_of_the_system_told_from_files() {
+        let found = |path: &str| is_of_system(Path::new(path));
+        assert!(found("/dev/null") && found("/dev/fd/63") && found("/proc/self/fd/0"));
+        assert!(!found("/dev/shm/users.csv") && !found("/device/users.csv") && !found("users.csv"));
     }
 
     #[test]
