@@ -227,7 +227,8 @@ class Timeline(Sales):
     def test_each_state_is_shown_in_both_languages_and_widths(self):
         page = self.page
         for size in (250, 260):
-            limited(f"Later {size}", "LATER-SHOES", 1, opensAt=in_hours(20), closesAt=in_hours(44))
+            # Tomorrow, whatever the time of the day is.
+            limited(f"Later {size}", "LATER-SHOES", 1, opensAt=in_hours(24), closesAt=in_hours(48))
         limited("Now", None, 3, opensAt=in_hours(-20), closesAt=in_hours(30), stock=4)
         limited("Empty", None, 3, opensAt=in_hours(-2), stock=0)
         limited("Over", None, 1, opensAt=in_hours(-20), closesAt=in_hours(-2))
