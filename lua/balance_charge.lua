@@ -42,7 +42,8 @@ for i = 1, n do
     local user = users[key]
     if not user then
       local u = redis.call('HMGET', key, 'name', 'balance', 'entries', 'tail')
-      user = { name = u[1], balance = tonumber(u[2]), entries = tonumber(u[3]), tail = u[4] }
+      -- `won`: the balance as text; so are the entries.
+      user = { name = u[1], balance = tonumber(u[2]), won = u[2], entries = u[3], tail = u[4] }
       users[key] = user
     end
     if not user.name then
@@ -50,17 +51,19 @@ for i = 1, n do
     elseif user.balance + amount > limit then
       reply = 'LIMIT_EXCEEDED'
     else
-      local number, before, after = whole(seq), whole(user.balance), whole(user.balance + amount)
-      reply = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. user.name .. SEPARATOR .. after
+      local number, before = whole(seq), user.won
+      user.balance = user.balance + amount
+      user.won, user.entries = whole(user.balance), whole_again(user.entries + 1)
+      reply = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. user.name .. SEPARATOR
+        .. user.won
       local kept = reply
       if fingerprint ~= '' then
-        kept = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. SEPARATOR .. after
+        kept = 'CHARGED' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. SEPARATOR .. user.won
         records.file(record, fingerprint, kept)
       end
-      user.balance, user.entries = user.balance + amount, user.entries + 1
       events[#events + 1] = with_record(
         'balance_charged' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request_id .. SEPARATOR .. user_id
-          .. SEPARATOR .. whole(user.entries) .. SEPARATOR .. amount .. SEPARATOR .. before .. SEPARATOR .. after
+          .. SEPARATOR .. user.entries .. SEPARATOR .. amount .. SEPARATOR .. before .. SEPARATOR .. user.won
           .. SEPARATOR .. user.tail,
         record, fingerprint, kept)
       if user.tail ~= SAME_ENTRY then charged[#charged + 1] = key end
@@ -76,7 +79,7 @@ local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #charged do
   local user = users[charged[i]]
-  redis.call('HSET', charged[i], 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id)
+  redis.call('HSET', charged[i], 'balance', user.won, 'entries', user.entries, 'tail', id)
 end
 records.write(ttl)
 return replies

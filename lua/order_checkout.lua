@@ -56,8 +56,8 @@ stock.load(products)
 sold.load(products)
 
 local records, events = new_records(), {}
--- The pending writes: orders with their fields, keys of users, and the day's sales by product.
-local placed, placed_keys, touched, ranked_units, ranked_won = {}, {}, {}, {}, {}
+-- The pending writes: orders with their fields, keys of users.
+local placed, placed_keys, touched = {}, {}, {}
 
 -- The reply to a request. Adds an order that is paid to the pending writes.
 local function decide(request)
@@ -73,7 +73,7 @@ local function decide(request)
   records.file(request.record, request.fingerprint, reply)
   if debit > 0 then
     user.balance = user.balance - debit
-    user.won, user.entries, user.tail = whole(user.balance), whole(user.entries + 1), SAME_ENTRY
+    user.won, user.entries, user.tail = whole(user.balance), whole_again(user.entries + 1), SAME_ENTRY
   end
   if not user.touched then
     user.touched = true
@@ -81,26 +81,21 @@ local function decide(request)
   end
   if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'U', order_id, now) end
   if field then count_units(user, field, counts) end
-  local ids = request.ids
-  for line = 1, #ids do
-    local id, units = ids[line], request.units[line]
-    stock.add(id, -units)
-    sold.add(id, units)
-    ranked_units[id] = (ranked_units[id] or 0) + units
-    ranked_won[id] = (ranked_won[id] or 0) + units * prices[id]
-  end
+  local ids, units = request.ids, request.units
+  for line = 1, #ids do stock.add(ids[line], -units[line]) end
   placed[#placed + 1] = { 'user', user_id, 'status', 'PAID', 'lines', lines, 'total', total, 'discount', discount,
     'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at, 'payment', payment_id,
     'type', payment_type, 'method', 'BALANCE', 'receipt', receipt, 'paid_at', now, 'day', day }
   placed_keys[#placed] = request.order
-  events[#events + 1] = 'order_placed' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request.request_id
-    .. SEPARATOR .. order_id .. SEPARATOR .. user_id .. SEPARATOR .. lines .. SEPARATOR .. total .. SEPARATOR .. discount
-    .. SEPARATOR .. final .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at
+  local whose = SEPARATOR .. now .. SEPARATOR .. request.request_id .. SEPARATOR .. order_id .. SEPARATOR .. user_id
+    .. SEPARATOR
+  -- Both events as one text.
   events[#events + 1] = with_record(
-    'order_paid' .. SEPARATOR .. whole(seq + 1) .. SEPARATOR .. now .. SEPARATOR .. request.request_id .. SEPARATOR
-      .. order_id .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. final
-      .. SEPARATOR .. receipt .. SEPARATOR .. 'BALANCE' .. SEPARATOR .. SEPARATOR .. lines .. SEPARATOR .. coupon_id
-      .. SEPARATOR .. day .. SEPARATOR .. final .. SEPARATOR .. before .. SEPARATOR .. user.won .. SEPARATOR
+    'order_placed' .. SEPARATOR .. number .. whose .. lines .. SEPARATOR .. total .. SEPARATOR .. discount .. SEPARATOR
+      .. final .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at .. NEXT_EVENT
+      .. 'order_paid' .. SEPARATOR .. whole(seq + 1) .. whose .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR
+      .. final .. SEPARATOR .. receipt .. SEPARATOR .. 'BALANCE' .. SEPARATOR .. SEPARATOR .. lines .. SEPARATOR
+      .. coupon_id .. SEPARATOR .. day .. SEPARATOR .. final .. SEPARATOR .. before .. SEPARATOR .. user.won .. SEPARATOR
       .. user.entries .. SEPARATOR .. prev,
     request.record, request.fingerprint, reply)
   seq = seq + 2
@@ -112,6 +107,8 @@ for i = 1, n do
   replies[i] = records.replay(request.record, request.fingerprint) or decide(request)
 end
 if #events == 0 then return replies end
+local units, won = move_taken(stock, sold), {}
+for id, n in pairs(units) do won[id] = n * prices[id] end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
@@ -120,7 +117,8 @@ for i = 1, #touched do
   -- Once per user, however many orders it has paid.
   local user, fields = users[touched[i]], nil
   if user.tail == SAME_ENTRY then
-    fields = { 'balance', user.won, 'entries', user.entries, 'tail', id }
+    -- With room for a limit.
+    fields = { 'balance', user.won, 'entries', user.entries, 'tail', id, nil, nil }
   else
     fields = {}
   end
@@ -129,6 +127,6 @@ for i = 1, #touched do
 end
 stock.write()
 sold.write()
-rank(ranked_units, ranked_won, rank_units, rank_won, seconds_until(rank_until, now))
+rank(units, won, rank_units, rank_won, seconds_until(rank_until, now))
 records.write(ttl)
 return replies

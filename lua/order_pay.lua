@@ -74,7 +74,8 @@ local function user_of(key)
   local user = users[key]
   if not user then
     local u = redis.call('HMGET', key, 'balance', 'entries', 'tail', 'open')
-    user = { balance = tonumber(u[1]), entries = tonumber(u[2]), tail = u[3], open = tonumber(u[4]), coupons = {} }
+    -- `won`: the balance as text; so are the entries.
+    user = { balance = tonumber(u[1]), won = u[1], entries = u[2], tail = u[3], open = tonumber(u[4]), coupons = {} }
     users[key] = user
   end
   return user
@@ -138,9 +139,8 @@ for i = 1, n do
 
   if not reply then
     local user, final = user_of(user_key), order.final
-    local before = user.balance
     expired[#expired + 1] = order_id
-    if not by_gateway and before < final then
+    if not by_gateway and user.balance < final then
       reply = 'DECLINED' .. SEPARATOR .. epoch .. SEPARATOR .. whole(seq)
       release(order, user_key, held, order.suspect and withheld or stock, 'A', '', '')
       order.status = 'FAILED'
@@ -148,18 +148,19 @@ for i = 1, n do
       events[#events + 1] = with_record(
         table.concat({ 'order_closed', whole(seq), now, request_id, order_id, user_id, 'PENDING', 'FAILED',
           'PAYMENT_DECLINED', order.lines, order.coupon, '', '', '', '0', order.suspect and '1' or '0', '0',
-          whole(before), whole(before), whole(user.entries), user.tail }, SEPARATOR),
+          user.won, user.won, user.entries, user.tail }, SEPARATOR),
         record, fingerprint, reply)
     else
       -- What the balance loses: nothing if a gateway took the money, or if there is nothing to pay.
       local debit = by_gateway and 0 or final
-      local after, prev = before - debit, user.tail
+      local before, prev = user.won, user.tail
       local number = whole(seq)
       reply = 'PAID' .. SEPARATOR .. epoch .. SEPARATOR .. number .. SEPARATOR .. payment_id .. SEPARATOR .. receipt
         .. SEPARATOR .. now
       local ids, units, prices = release(order, user_key, held, sold, 'U', order_id, now)
       if debit > 0 then
-        user.balance, user.entries, user.tail = after, user.entries + 1, SAME_ENTRY
+        user.balance = user.balance - debit
+        user.won, user.entries, user.tail = whole(user.balance), whole_again(user.entries + 1), SAME_ENTRY
       end
       for line = 1, #ids do
         local id = ids[line]
@@ -181,8 +182,7 @@ for i = 1, n do
           .. SEPARATOR .. user_id .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR .. whole_again(final)
           .. SEPARATOR .. receipt .. SEPARATOR .. method .. SEPARATOR .. transaction .. SEPARATOR .. order.lines
           .. SEPARATOR .. order.coupon .. SEPARATOR .. day .. SEPARATOR .. whole_again(debit)
-          .. SEPARATOR .. whole(before) .. SEPARATOR .. whole(after) .. SEPARATOR .. whole(user.entries) .. SEPARATOR
-          .. prev,
+          .. SEPARATOR .. before .. SEPARATOR .. user.won .. SEPARATOR .. user.entries .. SEPARATOR .. prev,
         record, fingerprint, reply)
     end
     ended_keys[#ended] = order_key
@@ -202,7 +202,7 @@ for i = 1, #touched do
   local user = users[touched[i]]
   local fields
   if user.tail == SAME_ENTRY then
-    fields = { 'open', whole_again(user.open), 'balance', whole(user.balance), 'entries', whole(user.entries), 'tail', id }
+    fields = { 'open', whole_again(user.open), 'balance', user.won, 'entries', user.entries, 'tail', id }
   else
     fields = { 'open', whole_again(user.open) }
   end

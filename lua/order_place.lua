@@ -75,10 +75,7 @@ local function decide(request)
   if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'H', order_id, '') end
   if field then count_units(user, field, counts) end
   local ids, units = request.ids, request.units
-  for line = 1, #ids do
-    stock.add(ids[line], -units[line])
-    held.add(ids[line], units[line])
-  end
+  for line = 1, #ids do stock.add(ids[line], -units[line]) end
   placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'total', total,
     'discount', discount, 'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at }
   placed_keys[#placed] = request.order
@@ -97,6 +94,7 @@ for i = 1, n do
   replies[i] = records.replay(request.record, request.fingerprint) or decide(request)
 end
 if #events == 0 then return replies end
+move_taken(stock, held)
 ---- checks above, writes below -------------------------------------------------------------------------------------
 emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
@@ -105,7 +103,8 @@ write_in_chunks('ZADD', expiry, ends)
 for i = 1, #touched do
   -- Once per user, however many orders it has placed.
   local user = users[touched[i]]
-  local fields = { 'open', whole_again(user.open) }
+  -- With room for a limit.
+  local fields = { 'open', whole_again(user.open), nil, nil }
   append_known(user, fields)
   write_in_chunks('HSET', touched[i], fields)
 end

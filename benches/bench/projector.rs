@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Result;
 use firstcome::{model::Partition, redis::keys::Keys};
+use sea_orm::ConnectionTrait;
 
 use crate::{
     Options, client, cpu,
@@ -20,8 +21,6 @@ use crate::{
 /// The projector does not keep up where its lag grows by more than this share of the rate of decisions.
 pub const GROWING: f64 = 0.02;
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Backlogs of each kind.
-const BACKLOGS: usize = 2;
 
 /// Variables of the projector's environment.
 pub type Variables = [(&'static str, &'static str)];
@@ -68,8 +67,8 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         servers.drain().await?;
     }
     let (mut issues, mut sales) = (MODES.map(|_| Vec::new()), MODES.map(|_| Vec::new()));
-    for _ in 0..if options.quick { 1 } else { BACKLOGS } {
-        for (at, (_, variables)) in MODES.into_iter().enumerate() {
+    for round in 0..options.rounds() {
+        for (at, (_, variables)) in in_turn(round, MODES.into_iter().enumerate().collect()) {
             let make = async || make_issues(&alone, users, wanted).await;
             issues[at].push(backlog(servers, &alone, make, variables).await?);
             let make = async || make_sales(&alone, users, &products, wanted).await;
@@ -166,6 +165,14 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
     Ok(())
 }
 
+/// What a round compares: the last first in every other round, because each leaves PostgreSQL something to do.
+pub fn in_turn<T>(round: usize, mut compared: Vec<T>) -> Vec<T> {
+    if round % 2 == 1 {
+        compared.reverse();
+    }
+    compared
+}
+
 /// Creates a backlog, starts the projector, and waits until the backlog is projected.
 pub async fn backlog(
     servers: &Servers,
@@ -173,11 +180,12 @@ pub async fn backlog(
     make: impl AsyncFn() -> Result<(u64, f64)>,
     variables: &Variables,
 ) -> Result<Backlog> {
-    // Nothing is kept of the one before, which is in PostgreSQL.
+    // Nothing is kept of the one before, which is in PostgreSQL. Nor does PostgreSQL write its pages while this one is measured.
     let (mut link, outbox) = (servers.redis_link().await?, Keys(Partition(0)).outbox());
     redis::cmd("XTRIM").arg(&outbox).arg("MAXLEN").arg(0).exec_async(&mut link).await?;
     servers.tidy().await?;
     let (decided, deciding) = make().await?;
+    servers.db.execute_unprepared("CHECKPOINT").await?;
     let projector = servers.process_with(PROJECT, &[], variables)?;
     let cpu = || (cpu::of(projector.pid()), servers.cpu(alone.pid()));
     let (lag, since, (own, before)) = (servers.lag().await? as f64, Instant::now(), cpu());

@@ -123,7 +123,7 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
         let _projector = servers.process(PROJECT, &[])?;
         servers.drain().await?;
     }
-    let rounds = if options.quick { 1 } else { 3 };
+    let rounds = options.rounds();
 
     let receiver = Receiver::start()?;
     let webhook = create(&service, receiver.address).await?;
@@ -139,8 +139,8 @@ pub async fn run(servers: &Servers, options: &Options, report: &mut Report, targ
 
     let dead = create(&service, dead_address()?).await?;
     let (mut alone, mut beside_dead) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        for (is_dead, costs) in [(false, &mut alone), (true, &mut beside_dead)] {
+    for round in 0..rounds {
+        for (is_dead, costs) in projector::in_turn(round, vec![(false, &mut alone), (true, &mut beside_dead)]) {
             enable(&service, dead, is_dead).await?;
             let make = async || projector::make_issues(&service, users, wanted).await;
             let backlog = projector::backlog(servers, &service, make, &projector::KEEPING).await?;

@@ -23,10 +23,11 @@ local function limit_field(id, group)
   return 'group:' .. group
 end
 
--- Counters by product (on sale, held, ...): those that a call has loaded, with its changes.
+-- Counters by product (on sale, held, ...): those that a call has loaded, with its changes, which `changed` has by id.
 local function new_counters(key)
   local known, changed = {}, {}
   return {
+    changed = changed,
     -- Reads those of `ids` that are not loaded yet.
     load = function(ids)
       local missing = {}
@@ -43,7 +44,7 @@ local function new_counters(key)
     get = function(id) return known[id] end,
     add = function(id, n)
       known[id] = (known[id] or 0) + n
-      changed[id] = true
+      changed[id] = (changed[id] or 0) + n
     end,
     -- Below the line only.
     write = function()
@@ -62,6 +63,16 @@ local function move_units(ids, units, from, to)
     from.add(ids[i], -units[i])
     to.add(ids[i], units[i])
   end
+end
+
+-- Moves what a call has taken from one set of counters to another, and returns it by product; both have loaded these products.
+local function move_taken(from, to)
+  local taken = {}
+  for id, change in pairs(from.changed) do
+    taken[id] = -change
+    to.add(id, -change)
+  end
+  return taken
 end
 
 -- Counts units that came back on sale: who finds nothing on sale twice, and the same count, knows that there was nothing meanwhile.

@@ -44,6 +44,11 @@ end
 
 -- Calls a write command on a key with all values. Below the line only.
 local function write_in_chunks(command, key, values)
+  if #values == 0 then return end
+  if #values <= CHUNK then
+    redis.call(command, key, unpack(values))
+    return
+  end
   for first = 1, #values, CHUNK do
     redis.call(command, key, unpack(values, first, math.min(first + CHUNK - 1, #values)))
   end

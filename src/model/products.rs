@@ -83,13 +83,6 @@ impl ProductUpsert {
     }
 }
 
-impl From<NewProduct> for ProductUpsert {
-    fn from(new: NewProduct) -> Self {
-        let NewProduct { name, price, stock, category, terms } = new;
-        ProductUpsert { name, price, stock, category, terms: terms.into() }
-    }
-}
-
 /// A change of a product. `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default)]
 pub struct ProductPatch {

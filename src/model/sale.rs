@@ -174,17 +174,6 @@ pub struct SaleTermsPatch {
     pub limit_group: Option<Option<LimitGroup>>,
 }
 
-impl From<SaleTerms> for SaleTermsPatch {
-    fn from(SaleTerms { opens_at, closes_at, limit_per_user, limit_group }: SaleTerms) -> Self {
-        SaleTermsPatch {
-            opens_at: Some(opens_at),
-            closes_at: Some(closes_at),
-            limit_per_user: Some(limit_per_user),
-            limit_group: Some(limit_group),
-        }
-    }
-}
-
 impl SaleTermsPatch {
     /// The terms after the change.
     pub fn of(&self, terms: SaleTerms) -> SaleTerms {

@@ -66,7 +66,7 @@ impl EventSink {
         }
         let sql = format!(
             "INSERT INTO events (slot, partition, epoch, seq, type, subject, at, data)
-             SELECT {SLOT}, $2, unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]),
+             SELECT (SELECT {SLOT}), $2, unnest($3::bigint[]), unnest($4::bigint[]), unnest($5::text[]), unnest($6::text[]),
                  to_timestamp(unnest($7::bigint[])::float8 / 1000), unnest($8::text[])"
         );
         let values = [

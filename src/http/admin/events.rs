@@ -82,7 +82,7 @@ struct EventParams {
     #[serde(default = "default_limit", deserialize_with = "parsed")]
     #[param(inline, default = 100)]
     limit: Bounded<1, 1000>,
-    /// 이벤트가 없을 때 기다리는 시간(초)
+    /// 이벤트가 없을 때 기다리는 시간(초). 프로세스마다 64개 요청까지 기다리고, 그 밖의 요청에는 바로 응답합니다
     #[serde(default, deserialize_with = "parsed")]
     #[param(inline, default = 0)]
     wait: Bounded<0, 30>,

@@ -85,7 +85,7 @@ pub async fn lease(
     process: &str,
     time: Duration,
 ) -> Result<Option<LeasedWebhook>, Error> {
-    let row = sqlx::query(concat!(
+    let sql = concat!(
         "WITH leased AS (
              SELECT id FROM webhooks
              WHERE id = $1 AND status = 'ON' AND (leased_by = $2 OR coalesce(leased_until <= clock_timestamp(), true))
@@ -93,14 +93,8 @@ pub async fn lease(
          UPDATE webhooks AS w SET leased_by = $2, leased_until = clock_timestamp() + $3 * interval '1 ms'
          FROM leased WHERE w.id = leased.id RETURNING ",
         leased_columns!()
-    ))
-    .bind(webhook.get())
-    .bind(process)
-    .bind(time.as_millis() as f64)
-    .fetch_optional(db.get_postgres_connection_pool())
-    .await
-    .map_err(translate_sqlx)?;
-    row.as_ref().map(leased).transpose().map_err(translate_sqlx)
+    );
+    write_lease(db, sql, webhook, process, time).await
 }
 
 /// Keeps the lease of a webhook, and reads it; `None` if another process has it, or if it is off.
@@ -113,17 +107,28 @@ pub async fn renew(
     process: &str,
     time: Duration,
 ) -> Result<Option<LeasedWebhook>, Error> {
-    let row = sqlx::query(concat!(
+    let sql = concat!(
         "UPDATE webhooks AS w SET leased_until = clock_timestamp() + $3 * interval '1 ms'
          WHERE id = $1 AND leased_by = $2 AND status = 'ON' RETURNING ",
         leased_columns!()
-    ))
-    .bind(webhook.get())
-    .bind(process)
-    .bind(time.as_millis() as f64)
-    .fetch_optional(db.get_postgres_connection_pool())
-    .await
-    .map_err(translate_sqlx)?;
+    );
+    write_lease(db, sql, webhook, process, time).await
+}
+
+async fn write_lease(
+    db: &Connection,
+    sql: &'static str,
+    webhook: WebhookId,
+    process: &str,
+    time: Duration,
+) -> Result<Option<LeasedWebhook>, Error> {
+    let row = sqlx::query(sql)
+        .bind(webhook.get())
+        .bind(process)
+        .bind(time.as_millis() as f64)
+        .fetch_optional(db.get_postgres_connection_pool())
+        .await
+        .map_err(translate_sqlx)?;
     row.as_ref().map(leased).transpose().map_err(translate_sqlx)
 }
 

@@ -16,6 +16,16 @@ fn discount() -> Discount {
     Discount { kind: DiscountType::Fixed, amount: 70 }
 }
 
+/// The change that sets each of these terms.
+pub fn every_term(SaleTerms { opens_at, closes_at, limit_per_user, limit_group }: SaleTerms) -> SaleTermsPatch {
+    SaleTermsPatch {
+        opens_at: Some(opens_at),
+        closes_at: Some(closes_at),
+        limit_per_user: Some(limit_per_user),
+        limit_group: Some(limit_group),
+    }
+}
+
 impl Model {
     /// The id that operation `at` puts: the one with this place or, past the last one, a new one.
     fn put_id_of(&mut self, at: usize, ids: fn(&Model) -> &Vec<i64>, place: usize) -> i64 {
@@ -105,8 +115,9 @@ pub async fn put_product(
         return Err(Error::InvalidRequest(""));
     }
     let price = model.products.get(place).map_or(price, |(price, _)| *price);
-    let new = NewProduct { name: format!("put {at}"), price, stock, category: category(place), terms };
-    let put = engine.put_product(call, ProductId::new(id).unwrap(), new.into()).await?;
+    let (name, terms) = (format!("put {at}"), every_term(terms));
+    let new = ProductUpsert { name, price, stock, category: category(place), terms };
+    let put = engine.put_product(call, ProductId::new(id).unwrap(), new).await?;
     let Put { value, outcome } = put.value;
     Ok((format!("put {outcome:?} {} {}", value.price, value.stock), put.replayed))
 }

@@ -120,14 +120,7 @@ impl Run {
             }
             Op::Terms { product, terms } => {
                 let id = self.model.product_ids.get(*product).copied().unwrap_or(UNKNOWN_ID);
-                let SaleTerms { opens_at, closes_at, limit_per_user, limit_group } = terms.at(now);
-                let terms = SaleTermsPatch {
-                    opens_at: Some(opens_at),
-                    closes_at: Some(closes_at),
-                    limit_per_user: Some(limit_per_user),
-                    limit_group: Some(limit_group),
-                };
-                let patch = ProductPatch { terms, ..ProductPatch::default() };
+                let patch = ProductPatch { terms: puts::every_term(terms.at(now)), ..ProductPatch::default() };
                 let updated = engine.update_product(&call, ProductId::new(id).unwrap(), patch).await;
                 updated.map(|reply| (format!("terms {} {}", reply.value.terms, reply.value.sale_status()), None))
             }
