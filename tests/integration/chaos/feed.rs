@@ -6,8 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
@@ -30,12 +32,18 @@ const DOWN: u64 = 40;
 /// How many percent of the others it refuses.
 const REFUSED: u64 = 12;
 
+/// An operator gives a change of the webhook up after this time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Where an event is: partition, epoch, seq.
 type Place = (u16, i64, i64);
 
 /// The receiver of a run.
 pub struct Hook {
+    id: i64,
     receiver: Receiver,
+    /// The secrets that signatures may be by; nothing is known of a signature after a rotation without a reply.
+    secrets: std::sync::Mutex<Option<Vec<String>>>,
     /// The numbers of the requests that it took.
     taken: Arc<std::sync::Mutex<HashSet<usize>>>,
 }
@@ -43,14 +51,56 @@ pub struct Hook {
 impl Hook {
     /// Starts a receiver that fails as the seed says, and has the service at `base` send it every event.
     pub async fn start(base: &str, seed: u64) -> Hook {
-        let hook = Hook { receiver: Receiver::start().await, taken: Arc::default() };
+        let receiver = Receiver::start().await;
+        let body = json!({"url": receiver.url, "types": ["*"]});
+        let created = binary::post(base, "/admin/v1/webhooks", body).await.created();
+        let secret = created["secret"].as_str().unwrap().to_owned();
+        let id = created["webhookId"].as_i64().unwrap();
+        let hook = Hook { id, receiver, secrets: std::sync::Mutex::new(Some(vec![secret])), taken: Arc::default() };
         hook.take(move |number| {
             let refuses = Random::new(seed ^ number).percent(REFUSED);
             !refuses && number % PERIOD < PERIOD - DOWN
         });
-        let body = json!({"url": hook.receiver.url, "types": ["*"]});
-        binary::post(base, "/admin/v1/webhooks", body).await.created();
         hook
+    }
+
+    /// Sends a request of an operator to the service at `base`, which may be away.
+    async fn operate(&self, method: Method, base: &str, path: &str, body: Value) -> Option<Response> {
+        let url = format!("{base}/admin/v1/webhooks/{}{path}", self.id);
+        let sent = client().request(method, url).timeout(PATIENCE).bearer_auth(ADMIN).json(&body).send().await;
+        sent.ok().filter(|reply| !reply.status().is_server_error())
+    }
+
+    /// An operator changes the webhook, or has an event sent again, while a round may be under way.
+    pub async fn change(&self, base: &str, random: &mut Random) {
+        match random.within(0, 3) {
+            0 => {
+                self.operate(Method::PATCH, base, "", json!({"enabled": false})).await;
+                self.operate(Method::PATCH, base, "", json!({"enabled": true})).await;
+            }
+            1 => {
+                let url = format!("{}/{}", self.receiver.url, random.within(1, 9));
+                self.operate(Method::PATCH, base, "", json!({"url": url})).await;
+            }
+            2 => {
+                let body = json!({"validSeconds": random.within(0, 1)});
+                let text = async { self.operate(Method::POST, base, "/rotate", body).await?.text().await.ok() }.await;
+                let mut secrets = self.secrets.lock().unwrap();
+                // A refusal has no secret, and changes nothing.
+                *secrets = secrets.take().zip(text).map(|(mut secrets, text)| {
+                    let reply: Value = serde_json::from_str(&text).unwrap();
+                    secrets.extend(reply["secret"].as_str().map(str::to_owned));
+                    secrets
+                });
+            }
+            _ => {
+                let received = self.receiver.received();
+                if !received.is_empty() {
+                    let event = &random.pick(&received).id;
+                    self.operate(Method::POST, base, "/resend", json!({"eventId": event})).await;
+                }
+            }
+        }
     }
 
     /// Takes the requests with these numbers, from now on.
@@ -67,8 +117,13 @@ impl Hook {
     }
 
     /// Waits until the receiver, which fails no more, has taken every one of these events. No client is active.
-    pub async fn caught_up(&self, pool: &PgPool, feed: &[Value]) {
+    pub async fn caught_up(&self, base: &str, pool: &PgPool, feed: &[Value]) {
         self.take(|_| true);
+        until("the webhook is on", async || {
+            let reply = self.operate(Method::PATCH, base, "", json!({"enabled": true})).await?;
+            reply.error_for_status().ok().map(drop)
+        })
+        .await;
         until("the webhook has caught up", async || {
             // The pauses are over.
             for sql in ["UPDATE webhooks SET next_at = now()", "UPDATE webhook_retries SET due_at = now()"] {
@@ -86,12 +141,19 @@ impl Hook {
     }
 
     /// Deliveries that no correct service makes: an event that the feed does not have or has otherwise, one that comes before an
-    /// earlier one of its subject was taken.
+    /// earlier one of its subject was taken, one with the signature of nobody.
     pub fn contradictions(&self, feed: &[Value], losses: &Losses) -> Vec<String> {
         let taken = self.taken.lock().unwrap();
         let received = self.receiver.received();
         let deliveries = received.iter().map(|received| (&received.event, taken.contains(&received.number)));
-        contradictions_of(deliveries, feed, &|partition| losses.concern(i64::from(partition)))
+        let mut contradictions = contradictions_of(deliveries, feed, &|partition| losses.concern(i64::from(partition)));
+        if let Some(secrets) = &*self.secrets.lock().unwrap() {
+            let is_signed = |received: &&Received| secrets.iter().any(|secret| received.is_signed_by(secret));
+            let forged = received.iter().filter(|received| !is_signed(received));
+            contradictions
+                .extend(forged.map(|received| format!("{} is signed by no secret of the webhook", received.id)));
+        }
+        contradictions
     }
 }
 

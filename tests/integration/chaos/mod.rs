@@ -187,7 +187,7 @@ async fn conclude(shop: &mut Shop, market: &Market, chronicle: &Chronicle) -> Co
         let db = shop.db().await;
         decided = feed::last_decisions(db.get_postgres_connection_pool()).await;
         events = feed::read(shop).await;
-        hook.caught_up(db.get_postgres_connection_pool(), &events).await;
+        hook.caught_up(&shop.bases()[0], db.get_postgres_connection_pool(), &events).await;
         db.close().await.unwrap();
     }
     shop.drain().await.into_iter().for_each(|what| found("the drain", what));

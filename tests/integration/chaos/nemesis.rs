@@ -74,6 +74,8 @@ struct Injected {
 /// Injects and repairs the faults of a run.
 pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
     let mut random = Random::new(draw.seed);
+    // Of its own, so that a seed draws the same faults with and without a webhook.
+    let mut operator = Random::new(!draw.seed);
     let mut chronicle = Chronicle::default();
     for fault in draw.weights.plan(draw.faults, &mut random) {
         market.permits.add_permits(random.within(5, 30) as usize);
@@ -81,7 +83,7 @@ pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
             shop.have_standby().await;
         }
         let mut injected = vec![inject(shop, fault, &mut chronicle, &mut random).await];
-        hold(market, draw.load, &mut random).await;
+        tokio::join!(hold(market, draw.load, &mut random), operate(shop, &mut operator));
         // One fault in four comes with a second one on another target.
         let second = draw.weights.pick(&mut random);
         let is_possible = second.goes_with(fault) && (second != PostgresFailover || shop.standby.is_some());
@@ -104,6 +106,13 @@ pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
         }
     }
     chronicle
+}
+
+/// An operator changes the webhook, at a service that may be the one with the fault.
+async fn operate(shop: &Shop, random: &mut Random) {
+    if let Some(hook) = &shop.hook {
+        hook.change(random.pick(&shop.bases()), random).await;
+    }
 }
 
 /// Keeps the fault for 0.1 to 2.2 seconds under load.
