@@ -33,7 +33,7 @@ const DOWN: u64 = 40;
 const REFUSED: u64 = 12;
 
 /// An operator gives a change of the webhook up after this time.
-const PATIENCE: Duration = Duration::from_secs(2);
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where an event is: partition, epoch, seq.
 type Place = (u16, i64, i64);
@@ -67,7 +67,7 @@ impl Hook {
     /// Sends a request of an operator to the service at `base`, which may be away.
     async fn operate(&self, method: Method, base: &str, path: &str, body: Value) -> Option<Response> {
         let url = format!("{base}/admin/v1/webhooks/{}{path}", self.id);
-        let sent = client().request(method, url).timeout(PATIENCE).bearer_auth(ADMIN).json(&body).send().await;
+        let sent = client().request(method, url).timeout(OPERATOR_TIMEOUT).bearer_auth(ADMIN).json(&body).send().await;
         sent.ok().filter(|reply| !reply.status().is_server_error())
     }
 

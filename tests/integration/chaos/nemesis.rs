@@ -111,7 +111,9 @@ pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
 /// An operator changes the webhook, at a service that may be the one with the fault.
 async fn operate(shop: &Shop, random: &mut Random) {
     if let Some(hook) = &shop.hook {
-        hook.change(random.pick(&shop.bases()), random).await;
+        let bases = shop.bases();
+        let base: &String = random.pick(&bases);
+        hook.change(base, random).await;
     }
 }
 
