@@ -111,9 +111,7 @@ pub async fn run(shop: &mut Shop, market: &Market, draw: &Draw) -> Chronicle {
 /// An operator changes the webhook, at a service that may be the one with the fault.
 async fn operate(shop: &Shop, random: &mut Random) {
     if let Some(hook) = &shop.hook {
-        let bases = shop.bases();
-        let base: &String = random.pick(&bases);
-        hook.change(base, random).await;
+        hook.change(random.pick::<String>(&shop.bases()), random).await;
     }
 }
 
