@@ -25,6 +25,7 @@ local function change_before(packed)
   local e = parts_of(packed)
   if e[1] == 'balance_charged' and e[5] == user_id then return e[10] end
   if e[1] == 'order_paid' and e[6] == user_id and e[16] ~= '0' then return e[20] end
+  if e[1] == 'order_checked_out' and e[6] == user_id and e[10] ~= '0' then return e[20] end
 end
 
 local u = redis.call('HMGET', user, 'name', 'tail')
@@ -46,7 +47,7 @@ while id ~= '' do
     for i = #events, 1, -1 do
       local before = change_before(events[i])
       if before then
-        changes[#changes + 1] = { 'v', '3', 'epoch', fields[4], 'events', events[i] }
+        changes[#changes + 1] = { 'v', fields[2], 'epoch', fields[4], 'events', events[i] }
         prev = before
         if prev ~= SAME_ENTRY then break end
       end

@@ -24,12 +24,13 @@
 --      or INVALID_COUPON | OVERFLOW | INSUFFICIENT_BALANCE | ALREADY_EXISTS (the order)
 --      or {'OTHER_DAY', now (ms)} (the day is over, or has not begun)
 --      of the whole batch PARTITION_CLOSED
--- Emits order_placed, and then order_paid, for each
+-- Emits order_checked_out for each: order_placed and order_paid as one text
 --@include lists
 --@include partition
 --@include idempotency
 --@include batch
 --@include holds
+--@include payment
 --@include placing
 local meta, outbox, rank_units, rank_won = KEYS[1], KEYS[2], KEYS[6], KEYS[7]
 local stock, sold = new_counters(KEYS[4]), new_counters(KEYS[5])
@@ -61,7 +62,7 @@ local placed, placed_keys, touched = {}, {}, {}
 
 -- The reply to a request. Adds an order that is paid to the pending writes.
 local function decide(request)
-  local refusal, user, coupon, lines, total, discount, field, counts = judge(request, max_open, true, stock.get, now_ms)
+  local refusal, user, coupon, lines, total, discount, won = judge(request, max_open, true, stock.get, now_ms)
   if refusal then return refusal end
 
   local number, order_id, user_id, coupon_id = whole(seq), request.order_id, request.user_id, request.coupon_id
@@ -72,30 +73,25 @@ local function decide(request)
     .. SEPARATOR .. now .. SEPARATOR .. payment_id .. SEPARATOR .. receipt
   records.file(request.record, request.fingerprint, reply)
   if debit > 0 then
-    user.balance = user.balance - debit
-    user.won, user.entries, user.tail = whole(user.balance), whole_again(user.entries + 1), SAME_ENTRY
+    user.won, user.entries, user.tail = whole(won - debit), whole_again(user.entries + 1), SAME_ENTRY
   end
   if not user.touched then
     user.touched = true
     touched[#touched + 1] = request.user
   end
   if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'U', order_id, now) end
-  if field then count_units(user, field, counts) end
   local ids, units = request.ids, request.units
   for line = 1, #ids do stock.add(ids[line], -units[line]) end
   placed[#placed + 1] = { 'user', user_id, 'status', 'PAID', 'lines', lines, 'total', total, 'discount', discount,
-    'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at, 'payment', payment_id,
-    'type', payment_type, 'method', 'BALANCE', 'receipt', receipt, 'paid_at', now, 'day', day }
+    'final', final, 'coupon', coupon_id, 'placed_at', now, 'expires_at', expires_at,
+    'receipt', receipt, 'payment', pack_payment(payment_id, payment_type, 'BALANCE', now, day) }
   placed_keys[#placed] = request.order
-  local whose = SEPARATOR .. now .. SEPARATOR .. request.request_id .. SEPARATOR .. order_id .. SEPARATOR .. user_id
-    .. SEPARATOR
-  -- Both events as one text.
+  -- Both decisions as one event.
   events[#events + 1] = with_record(
-    'order_placed' .. SEPARATOR .. number .. whose .. lines .. SEPARATOR .. total .. SEPARATOR .. discount .. SEPARATOR
-      .. final .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at .. NEXT_EVENT
-      .. 'order_paid' .. SEPARATOR .. whole(seq + 1) .. whose .. payment_id .. SEPARATOR .. payment_type .. SEPARATOR
-      .. final .. SEPARATOR .. receipt .. SEPARATOR .. 'BALANCE' .. SEPARATOR .. SEPARATOR .. lines .. SEPARATOR
-      .. coupon_id .. SEPARATOR .. day .. SEPARATOR .. final .. SEPARATOR .. before .. SEPARATOR .. user.won .. SEPARATOR
+    'order_checked_out' .. SEPARATOR .. number .. SEPARATOR .. now .. SEPARATOR .. request.request_id .. SEPARATOR .. order_id
+      .. SEPARATOR .. user_id .. SEPARATOR .. lines .. SEPARATOR .. total .. SEPARATOR .. discount .. SEPARATOR .. final
+      .. SEPARATOR .. coupon_id .. SEPARATOR .. expires_at .. SEPARATOR .. payment_id .. SEPARATOR .. payment_type
+      .. SEPARATOR .. receipt .. SEPARATOR .. day .. SEPARATOR .. before .. SEPARATOR .. user.won .. SEPARATOR
       .. user.entries .. SEPARATOR .. prev,
     request.record, request.fingerprint, reply)
   seq = seq + 2
@@ -110,7 +106,8 @@ if #events == 0 then return replies end
 local units, won = move_taken(stock, sold), {}
 for id, n in pairs(units) do won[id] = n * prices[id] end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-local id = emit(outbox, epoch, events)
+-- A version that does not know the event must not project it.
+local id = emit(outbox, 6, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #placed do write_in_chunks('HSET', placed_keys[i], placed[i]) end
 for i = 1, #touched do

@@ -32,6 +32,7 @@
 --@include partition
 --@include idempotency
 --@include holds
+--@include payment
 local meta, outbox, record, user, order, expiry, rank_units, rank_won, gateway =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[10], KEYS[11], KEYS[12]
 local stock, held, sold, withheld =
@@ -47,16 +48,17 @@ if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = why ~= 'DECLINE' and replay(record, fingerprint)
 if prior then return prior end
 local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'coupon', 'expires_at', 'gateway', 'receipt',
-  'day', 'method', 'doubt', 'paid_at')
+  'payment', 'doubt')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 local from, final, lines, coupon_id, gateway_state, receipt = o[2], tonumber(o[3]), o[4], o[5], o[7], o[8] or ''
+local _, _, method, paid_at, sold_on = payment_of(o[9])
 if from ~= 'PENDING' and from ~= 'PAID' then return { 'ALREADY_CLOSED' } end
 local status, reason = 'CANCELLED', 'CANCELLED_BY_USER'
 if why == 'CANCEL' or why == 'REFUND' then
   if from == 'PAID' then
     reason = 'REFUNDED'
-    if window ~= '' and tonumber(now) - tonumber(o[12]) >= tonumber(window) then return { 'WINDOW_CLOSED' } end
-    if o[9] ~= day or (only_lines ~= '' and only_lines ~= lines) then return { 'STALE' } end
+    if window ~= '' and tonumber(now) - tonumber(paid_at) >= tonumber(window) then return { 'WINDOW_CLOSED' } end
+    if sold_on ~= day or (only_lines ~= '' and only_lines ~= lines) then return { 'STALE' } end
   elseif why == 'REFUND' then
     return { 'NOT_PAID' }
   elseif gateway_state == 'STARTED' then
@@ -78,8 +80,8 @@ if why == 'CANCEL' and not u[5] then return { 'ORDER_NOT_FOUND' } end
 local before, entry_no, open = tonumber(u[1]), tonumber(u[2]), tonumber(u[4])
 local ids, units, prices = unpack_lines(lines)
 -- A lost decision may have paid the order, and its user has seen that reply.
-local suspect = o[11] == '1' and why == 'EXPIRE'
-local by_gateway = o[10] == 'GATEWAY'
+local suspect = o[10] == '1' and why == 'EXPIRE'
+local by_gateway = method == 'GATEWAY'
 -- From which counter to which one its units move.
 local from_units, to_units = sold, restock == '0' and quarantined or stock
 if from == 'PENDING' then from_units, to_units = held, suspect and withheld or stock end
@@ -116,7 +118,7 @@ local reply = why == 'DECLINE' and { 'DECLINED', epoch, seq } or { 'CLOSED', epo
 ---- checks above, writes below -------------------------------------------------------------------------------------
 local id = redis.call('XADD', outbox, '*', 'v', version, 'kind', 'order_closed', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'from', from, 'status', status, 'reason', reason,
-  'lines', lines, 'coupon', coupon_id, 'receipt', receipt, 'method', o[10] or '',
+  'lines', lines, 'coupon', coupon_id, 'receipt', receipt, 'method', method or '',
   'day', day, 'watch', ask_again ~= '' and '1' or '0', 'withheld', suspect and '1' or '0',
   'quarantined', is_quarantined and '1' or '0', 'operator', operator, 'why', refund_reason, 'credit', credit,
   'before', before, 'after', after,

@@ -35,6 +35,7 @@
 --@include idempotency
 --@include batch
 --@include holds
+--@include payment
 local meta, outbox, expiry, rank_units, rank_won, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[8], KEYS[9], KEYS[10]
 local stock, held, sold, withheld =
   new_counters(KEYS[4]), new_counters(KEYS[5]), new_counters(KEYS[6]), new_counters(KEYS[7])
@@ -59,12 +60,13 @@ local lines = 0
 local function order_of(key)
   local order = orders[key]
   if not order then
-    local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'coupon', 'receipt', 'gateway', 'payment',
-      'paid_at', 'doubt')
-    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], coupon = o[5],
-      receipt = o[6], gateway = o[7], payment = o[8], paid_at = o[9],
+    local o = redis.call('HMGET', key, 'user', 'status', 'final', 'lines', 'coupon', 'gateway', 'receipt', 'payment',
+      'doubt')
+    local payment_id, _, _, paid_at = payment_of(o[8])
+    order = { user = o[1], status = o[2], final = tonumber(o[3]), lines = o[4], coupon = o[5], gateway = o[6],
+      receipt = o[7], payment = payment_id, paid_at = paid_at,
       -- A lost decision may have paid the order, and its user has seen that reply.
-      suspect = o[10] == '1' }
+      suspect = o[9] == '1' }
     orders[key] = order
   end
   return order
@@ -168,8 +170,8 @@ for i = 1, n do
         ranked_won[id] = (ranked_won[id] or 0) + units[line] * prices[line]
       end
       order.status, order.receipt, order.payment, order.paid_at = 'PAID', receipt, payment_id, now
-      local fields = { 'status', 'PAID', 'payment', payment_id, 'type', payment_type, 'method', method,
-        'receipt', receipt, 'paid_at', now, 'day', day }
+      local fields = { 'status', 'PAID', 'receipt', receipt,
+        'payment', pack_payment(payment_id, payment_type, method, now, day) }
       if by_gateway then
         fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
           'gateway', 'SETTLED', 'transaction', transaction
@@ -193,7 +195,7 @@ for i = 1, n do
 end
 if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-local id = emit(outbox, epoch, events)
+local id = emit(outbox, 3, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #ended do write_in_chunks('HSET', ended_keys[i], ended[i]) end
 write_in_chunks('ZREM', expiry, expired)

@@ -57,8 +57,7 @@ local placed, placed_keys, ends, touched = {}, {}, {}, {}
 
 -- The reply to a request. Adds an order that is placed to the pending writes.
 local function decide(request)
-  local refusal, user, coupon, lines, total, discount, field, counts =
-    judge(request, max_open, must_afford, stock.get, now_ms)
+  local refusal, user, coupon, lines, total, discount = judge(request, max_open, must_afford, stock.get, now_ms)
   if refusal then return refusal end
 
   local number, order_id, user_id, coupon_id = whole(seq), request.order_id, request.user_id, request.coupon_id
@@ -73,7 +72,6 @@ local function decide(request)
     touched[#touched + 1] = request.user
   end
   if coupon then user.known[coupon_id] = coupon_in_state(coupon, 'H', order_id, '') end
-  if field then count_units(user, field, counts) end
   local ids, units = request.ids, request.units
   for line = 1, #ids do stock.add(ids[line], -units[line]) end
   placed[#placed + 1] = { 'user', user_id, 'status', 'PENDING', 'lines', lines, 'total', total,
@@ -96,7 +94,7 @@ end
 if #events == 0 then return replies end
 move_taken(stock, held)
 ---- checks above, writes below -------------------------------------------------------------------------------------
-emit(outbox, epoch, events)
+emit(outbox, 3, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #placed do write_in_chunks('HSET', placed_keys[i], placed[i]) end
 write_in_chunks('ZADD', expiry, ends)

@@ -32,6 +32,7 @@
 --@include partition
 --@include idempotency
 --@include holds
+--@include payment
 --@include shares
 local meta, outbox, record, user, order, rank_units, rank_won, gateway =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[9], KEYS[10], KEYS[11]
@@ -45,17 +46,18 @@ local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
-local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'total', 'discount', 'day', 'method', 'gateway',
-  'receipt', 'paid_at', 'ordered', 'refunds', 'due')
+local o = redis.call('HMGET', order, 'user', 'status', 'final', 'lines', 'total', 'discount', 'receipt', 'payment', 'gateway',
+  'ordered', 'refunds', 'due')
 if not o[1] or o[1] ~= user_id then return { 'ORDER_NOT_FOUND' } end
 if o[2] == 'PENDING' then return { 'NOT_PAID' } end
 if o[2] ~= 'PAID' then return { 'ALREADY_CLOSED' } end
-if window ~= '' and tonumber(now) - tonumber(o[11]) >= tonumber(window) then return { 'WINDOW_CLOSED' } end
+local receipt, _, _, method, paid_at, sold_on = o[7], payment_of(o[8])
+if window ~= '' and tonumber(now) - tonumber(paid_at) >= tonumber(window) then return { 'WINDOW_CLOSED' } end
 -- The gateway has not confirmed yet that it took the money, or owes too many parts.
-local due = o[14] or ''
+local due = o[12] or ''
 local _, due_parts = string.gsub(due, '[^,]+', '')
 if o[9] == 'UNCONFIRMED' or due_parts >= max_due then return { 'IN_PROGRESS' } end
-if o[7] ~= day then return { 'STALE' } end
+if sold_on ~= day then return { 'STALE' } end
 
 local wanted, unmatched = {}, 0
 for i = 14, #ARGV, 2 do
@@ -84,7 +86,7 @@ local total = tonumber(o[5])
 local paid = total - tonumber(o[6])
 local left_price = paid - share_of(paid, total - left_value, total)
 local amount = tonumber(o[3]) - left_price
-local by_gateway = o[8] == 'GATEWAY'
+local by_gateway = method == 'GATEWAY'
 local credit = by_gateway and 0 or amount
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'name')
 -- A user that was forgotten asks for nothing more.
@@ -100,8 +102,8 @@ move_units(ids, units, sold, to_units)
 if to_units == stock then count_freed(freed, ids, units) end
 local counts = {}
 give_back(counts, user, part_lines)
-local number = whole(tonumber(o[13] or 0) + 1)
-local fields = { 'lines', left_lines, 'final', whole(left_price), 'refunds', number, 'ordered', o[12] or o[4] }
+local number = whole(tonumber(o[11] or 0) + 1)
+local fields = { 'lines', left_lines, 'final', whole(left_price), 'refunds', number, 'ordered', o[10] or o[4] }
 local is_due = by_gateway and amount > 0
 if is_due then
   fields[#fields + 1] = 'due'
@@ -113,7 +115,7 @@ local reply = { 'REFUNDED', epoch, seq, left_lines, whole(left_price), now }
 local id = redis.call('XADD', outbox, '*', 'v', 4, 'kind', 'order_refunded', 'epoch', epoch, 'seq', seq, 'at', now,
   'rid', request_id, 'order', order_id, 'user', user_id, 'part', number, 'lines', part_lines, 'left', left_lines,
   'amount', whole(amount), 'quarantined',
-  restock == '1' and '0' or '1', 'receipt', o[10], 'method', o[8], 'day', day, 'operator', operator,
+  restock == '1' and '0' or '1', 'receipt', receipt, 'method', method, 'day', day, 'operator', operator,
   'why', why, 'credit', whole(credit), 'before', whole(before), 'after', whole(after), 'entry_no', whole(entry_no),
   'prev', u[3], record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq)

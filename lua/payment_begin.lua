@@ -18,6 +18,7 @@
 --@include lists
 --@include partition
 --@include idempotency
+--@include payment
 local meta, outbox, record, order, expiry, gateway = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local now, fingerprint, ttl, request_id, order_id, user_id, amount =
   current_time(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
@@ -41,8 +42,8 @@ redis.call('XADD', outbox, '*', 'v', version, 'kind', 'payment_started', 'epoch'
   'rid', request_id, 'order', order_id, 'user', user_id, 'amount', amount, 'type', payment_type,
   'payment', payment_id, 'receipt', receipt, 'transaction', transaction, record_of(record, fingerprint, { 'RUNNING' }))
 redis.call('HSET', meta, 'seq', seq)
-redis.call('HSET', order, 'gateway', 'STARTED', 'gateway_at', now, 'type', payment_type, 'payment', payment_id,
-  'receipt', receipt, 'key', key_digest, 'fingerprint', fingerprint)
+redis.call('HSET', order, 'gateway', 'STARTED', 'gateway_at', now, 'receipt', receipt,
+  'payment', pack_payment(payment_id, payment_type, '', '', ''), 'key', key_digest, 'fingerprint', fingerprint)
 if transaction ~= '' then redis.call('HSET', order, 'transaction', transaction) end
 redis.call('ZREM', expiry, order_id)
 redis.call('ZADD', gateway, due, order_id)

@@ -28,6 +28,7 @@
 --@include partition
 --@include idempotency
 --@include holds
+--@include payment
 local meta, outbox, record, waiting, user, order, gateway, rank_units, rank_won =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[11], KEYS[12]
 local stock, held, sold = new_counters(KEYS[8]), new_counters(KEYS[9]), new_counters(KEYS[10])
@@ -41,16 +42,16 @@ local epoch, seq = begin_decision(meta)
 if not epoch then return { 'PARTITION_CLOSED' } end
 local prior = replay(record, fingerprint)
 if prior then return prior end
-local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'coupon', 'gateway', 'receipt', 'payment', 'type', 'key',
+local o = redis.call('HMGET', order, 'user', 'final', 'lines', 'coupon', 'gateway', 'receipt', 'payment', 'key',
   'fingerprint', 'transaction')
 if not o[1] then return { 'ORDER_NOT_FOUND' } end
 if o[5] ~= 'STARTED' then return { 'NOT_OPEN' } end
-if o[6] ~= receipt or (o[9] or '') ~= waiting_key then return { 'STALE' } end
+if o[6] ~= receipt or (o[8] or '') ~= waiting_key then return { 'STALE' } end
 if now_ms < tonumber(ARGV[13]) or now_ms >= tonumber(ARGV[14]) then return { 'OTHER_DAY', now } end
-local user_id, final, lines, coupon_id, payment_id, payment_type = o[1], o[2], o[3], o[4], o[7], o[8]
-local waiting_print = o[10] or ''
+local user_id, final, lines, coupon_id, waiting_print = o[1], o[2], o[3], o[4], o[9] or ''
+local payment_id, payment_type = payment_of(o[7])
 -- The provider's own id, by which the payment is asked about, is kept.
-if o[11] and o[11] ~= '' then transaction = o[11] end
+if o[10] and o[10] ~= '' then transaction = o[10] end
 local u = redis.call('HMGET', user, 'balance', 'entries', 'tail', 'open')
 local ids, units, prices = unpack_lines(lines)
 local approved = outcome == 'APPROVED'
@@ -98,8 +99,9 @@ redis.call('XADD', outbox, '*', 'v', 1, 'kind', 'payment_resolved', 'epoch', epo
   'operator', operator, 'why', reason, record_of(record, fingerprint, reply))
 redis.call('HSET', meta, 'seq', seq + 1)
 if approved then
-  redis.call('HSET', order, 'status', status, 'method', 'GATEWAY', 'paid_at', now, 'day', day,
-    'transaction', transaction, 'gateway', 'UNCONFIRMED', 'gateway_asks', 0)
+  redis.call('HSET', order, 'status', status,
+    'payment', pack_payment(payment_id, payment_type, 'GATEWAY', now, day), 'transaction', transaction,
+    'gateway', 'UNCONFIRMED', 'gateway_asks', 0)
   rank(ranked_units, ranked_won, rank_units, rank_won, rank_life)
 else
   redis.call('HSET', order, 'status', status, 'reason', 'PAYMENT_DECLINED', 'closed_at', now,

@@ -68,66 +68,69 @@ local function shortage(ids, units, on_sale)
   end
 end
 
--- Whether a product of these is off sale, and the user's field that counts their units against a limit; all fields if there are
--- several.
+-- The terms of sale of an order, nothing if it has none: those of its product; of several lines, whether a product is off sale, and the
+-- user's field that counts units against a limit, or the fields.
 local function terms_of(ids)
-  local off, field, fields
+  if #ids == 1 then return terms[ids[1]] end
+  local joined
   for i = 1, #ids do
     local sale = terms[ids[i]]
     if sale then
-      off = off or sale.off
-      if not field then
-        field = sale.field
-      elseif sale.field and sale.field ~= field then
-        fields = fields or { field }
-        fields[#fields + 1] = sale.field
+      joined = joined or {}
+      joined.off = joined.off or sale.off
+      if not joined.field then
+        joined.field = sale.field
+      elseif sale.field and sale.field ~= joined.field then
+        joined.fields = joined.fields or { joined.field }
+        joined.fields[#joined.fields + 1] = sale.field
       end
     end
   end
-  return off, field, fields
+  return joined
 end
 
--- The fields of a user that orders need, with the changes of this batch: also the one that counts units, or all of them.
-local function user_of(key, field, fields)
-  local user = users[key]
+-- What orders need of a user, with the changes of this batch, and what the user has of the limits of `sale`; nothing if there is
+-- no such user.
+local function user_of(key, sale)
+  local user, field = users[key], sale and sale.field
   if not user then
     local u
-    if fields then
-      u = read_in_chunks('HMGET', key, { 'name', 'balance', 'open', 'entries', 'tail', unpack(fields) })
-    elseif field then
+    if field then
       u = redis.call('HMGET', key, 'name', 'balance', 'open', 'entries', 'tail', field)
     else
       u = redis.call('HMGET', key, 'name', 'balance', 'open', 'entries', 'tail')
     end
-    -- `won`: the balance as text. `known`: what the user has of limits, by field, as read and as the batch changes it, and the coupons
-    -- that the batch changes, as text.
-    user = { name = u[1], balance = tonumber(u[2]), open = tonumber(u[3]), won = u[2], entries = u[4], tail = u[5],
-      known = field and { [field] = tonumber(u[6]) or 0 } or {}, touched = false }
+    if not u[1] then return end
+    -- `won`: the balance, as text. `count`: what the user has of the limit whose field is `field`, the first that the call meets.
+    -- `known`: by field, what the user has of others, and the coupons that the batch changes, as text.
+    user = { won = u[2], open = tonumber(u[3]), entries = u[4], tail = u[5],
+      field = field, count = field and tonumber(u[6]) or 0, known = {}, touched = false }
     users[key] = user
-    if fields then
-      for i = 2, #fields do user.known[fields[i]] = tonumber(u[5 + i]) or 0 end
+  end
+  if field and (field ~= user.field or sale.fields) then
+    local fields, missing = sale.fields or { field }, {}
+    for i = 1, #fields do
+      if fields[i] ~= user.field and not user.known[fields[i]] then missing[#missing + 1] = fields[i] end
     end
-  elseif fields or field and not user.known[field] then
-    fields = fields or { field }
-    local counts = read_in_chunks('HMGET', key, fields)
-    for i = 1, #fields do user.known[fields[i]] = user.known[fields[i]] or tonumber(counts[i]) or 0 end
+    local counts = read_in_chunks('HMGET', key, missing)
+    for i = 1, #missing do user.known[missing[i]] = tonumber(counts[i]) or 0 end
   end
   return user
 end
 
--- What the user then has of the limits, of one or by field; nothing if it is too much.
-local function counted(request, user, field, fields)
-  local ids, count, counts = request.ids, user.known[field], fields and {}
+-- What the user then has of the limits of several lines, or of another limit than the first, by field; nothing if it is too much.
+local function counted(request, user)
+  local ids, counts = request.ids, {}
   for line = 1, #ids do
     local sale = terms[ids[line]]
     if sale and sale.limit then
-      if counts then count = counts[sale.field] or user.known[sale.field] end
-      count = count + request.units[line]
+      local field = sale.field
+      local count = (counts[field] or field == user.field and user.count or user.known[field]) + request.units[line]
       if count > sale.limit then return end
-      if counts then counts[sale.field] = count end
+      counts[field] = count
     end
   end
-  return counts or count
+  return counts
 end
 
 -- The total price of an order, and its lines, packed; nothing if the total is too large to be exact.
@@ -170,23 +173,31 @@ local function discounted(request, total)
   return most == '' and discount or math.min(discount, tonumber(most))
 end
 
--- Judges an order: a refusal; or nothing, its user, its coupon if it has one, its lines, packed, the total and the discount, and if
--- it counts against limits the user's field and count, or a count by field.
+-- Judges an order: a refusal; or nothing, its user, who has the units of its limits now, its coupon if it has one, its lines, packed,
+-- the total, the discount, and the user's balance if it must cover them.
 local function judge(request, max_open, must_afford, on_sale, now_ms)
   if not none_exist and redis.call('EXISTS', request.order) == 1 then
     -- After a loss, an id that was used before.
     return 'ALREADY_EXISTS'
   end
-  local off, field, fields
-  if terms then off, field, fields = terms_of(request.ids) end
-  local user = user_of(request.user, field, fields)
-  if not user.name then return 'USER_NOT_FOUND' end
+  local sale = terms and terms_of(request.ids)
+  local user = user_of(request.user, sale)
+  if not user then return 'USER_NOT_FOUND' end
   if user.open >= max_open then return 'TOO_MANY_OPEN' end
   local refusal = unknown_product(request.ids)
   if refusal then return refusal end
-  if off then return 'NOT_ON_SALE' end
-  local counts = field and counted(request, user, field, fields)
-  if field and not counts then return 'PURCHASE_LIMIT_EXCEEDED' end
+  -- What the user then has of the first limit, or of others by field.
+  local count, counts
+  if sale then
+    if sale.off then return 'NOT_ON_SALE' end
+    if sale.limit and sale.field == user.field then
+      count = user.count + request.units[1]
+      if count > sale.limit then return 'PURCHASE_LIMIT_EXCEEDED' end
+    elseif sale.field then
+      counts = counted(request, user)
+      if not counts then return 'PURCHASE_LIMIT_EXCEEDED' end
+    end
+  end
   refusal = shortage(request.ids, request.units, on_sale)
   if refusal then return refusal end
   local coupon
@@ -201,8 +212,16 @@ local function judge(request, max_open, must_afford, on_sale, now_ms)
   if not total then return 'OVERFLOW' end
   local discount = discounted(request, total)
   if not discount then return 'INVALID_COUPON' end
-  if must_afford and user.balance < total - discount then return 'INSUFFICIENT_BALANCE' end
-  return nil, user, coupon, lines, total, discount, field, counts
+  local won = must_afford and tonumber(user.won)
+  if won and won < total - discount then return 'INSUFFICIENT_BALANCE' end
+  if count then
+    user.count = count
+  elseif counts then
+    for field, units in pairs(counts) do
+      if field == user.field then user.count = units else user.known[field] = units end
+    end
+  end
+  return nil, user, coupon, lines, total, discount, won
 end
 
 -- An order's total, discount and final price as text.
@@ -212,17 +231,9 @@ local function sums_of(total, discount)
   return sum, whole_again(discount), whole_again(total - discount)
 end
 
--- Keeps the user's new counts against limits, as `judge` returned them.
-local function count_units(user, field, counts)
-  if type(counts) == 'number' then
-    user.known[field] = counts
-    return
-  end
-  for name, count in pairs(counts) do user.known[name] = count end
-end
-
 -- Adds to a list of fields and values what a user has of limits, and the changed coupons. Nothing of a limit is no field.
 local function append_known(user, fields)
+  if user.count > 0 then fields[#fields + 1], fields[#fields + 2] = user.field, whole_again(user.count) end
   for name, value in pairs(user.known) do
     if value ~= 0 then
       fields[#fields + 1], fields[#fields + 2] = name, type(value) == 'number' and whole_again(value) or value

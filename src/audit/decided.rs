@@ -296,8 +296,11 @@ impl PageFacts {
     fn of_record(&self, audit: &Audit, event: &Event) -> Option<Option<String>> {
         let record = event.record.as_ref()?;
         let expires_at = event.at.plus(RECORD_TTL_MS).0;
-        let is_running = record.reply == RUNNING;
+        let is_running = matches!(event.body, Body::PaymentStarted(_));
         let wrong = match self.records.get(&record.digest) {
+            _ if is_running != (record.reply == RUNNING) => {
+                Some(format!("the request has the reply {:?}, which is of another decision", record.reply))
+            }
             // The payment has ended since, under the same key: the key is free for another request a day later only.
             Some(row) if is_running && (expires_at..expires_at + RECORD_TTL_MS).contains(&row.expires_at) => {
                 differ("the request of a payment", &record.fingerprint, &row.fingerprint)

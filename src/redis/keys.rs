@@ -165,8 +165,8 @@ impl Keys {
         self.key(format_args!("quarantined"))
     }
 
-    /// hash: `user status total discount final coupon lines placed_at expires_at`, then its payment and its end; `doubt` is 1 if lost
-    /// decisions may have paid the order. Evicted some time after it is final and in PostgreSQL.
+    /// hash: `user status total discount final coupon lines placed_at expires_at`, then its payment (`receipt`, and `payment`:
+    /// `id|type|method|paid_at|day`) and its end; `doubt` is 1 if lost decisions may have paid the order. Evicted some time after it is final and in PostgreSQL.
     pub fn order(self, id: OrderId) -> String {
         self.key(format_args!("order:{id}"))
     }

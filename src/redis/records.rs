@@ -192,18 +192,14 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
     let (total, discount, left_price) = (int("total")?, int("discount")?, int("final")?);
     let final_price = if text("ordered").is_some() { total.checked_sub(discount)? } else { left_price };
     let due = due_parts(text("due").unwrap_or(""), final_price.checked_sub(left_price)?)?;
-    let payment_id = int("payment").and_then(PaymentId::new);
-    let payment_type = text("type").and_then(|name| name.parse().ok());
-    let receipt = text("receipt").map(str::to_owned);
-    let payment = match (payment_id, payment_type, &receipt, int("paid_at").and_then(time)) {
-        (Some(payment_id), Some(payment_type), Some(receipt), Some(paid_at)) => {
-            Some(OrderPayment { payment_id, payment_type, receipt: receipt.clone(), paid_at })
-        }
-        _ => None,
-    };
+    let begun = begun_payment(text("payment"), text("receipt"));
+    let payment = begun.as_ref().and_then(|begun| {
+        let (BegunPayment { payment_id, payment_type, receipt, .. }, paid_at) = (begun.clone(), begun.paid_at?);
+        Some(OrderPayment { payment_id, payment_type, receipt, paid_at })
+    });
     let closed_at = int("closed_at").and_then(time);
-    let gateway = match (text("gateway"), payment_id, payment_type, receipt) {
-        (Some(state), Some(payment_id), Some(payment_type), Some(receipt)) => Some(GatewayRecord {
+    let gateway = match (text("gateway"), begun.clone()) {
+        (Some(state), Some(BegunPayment { payment_id, payment_type, receipt, .. })) => Some(GatewayRecord {
             state: match state {
                 "STARTED" => GatewayState::Started,
                 "WATCHED" => GatewayState::Watched,
@@ -251,7 +247,30 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
     let prepared = text("prepared").and_then(|json| serde_json::from_str(json).ok());
     let prepared_id = |line: &str| line.split_once(' ').map(|(name, id)| (name.to_owned(), id.to_owned()));
     let prepared_ids = text("prepared_ids").unwrap_or("").lines().filter_map(prepared_id).collect();
-    Some(OrderRecord { order, day: text("day").map(str::to_owned), gateway, prepared, prepared_ids, due })
+    Some(OrderRecord { order, day: begun.and_then(|begun| begun.day), gateway, prepared, prepared_ids, due })
+}
+
+/// The payment of an order, which a gateway may not have settled yet.
+#[derive(Clone)]
+struct BegunPayment {
+    payment_id: PaymentId,
+    payment_type: PaymentType,
+    receipt: String,
+    paid_at: Option<Millis>,
+    day: Option<String>,
+}
+
+/// Parses a payment as `lua/lib/payment.lua` packs it.
+fn begun_payment(packed: Option<&str>, receipt: Option<&str>) -> Option<BegunPayment> {
+    let parts: Vec<&str> = packed?.split('|').collect();
+    let [id, payment_type, _, paid_at, day] = parts[..] else { return None };
+    Some(BegunPayment {
+        payment_id: PaymentId::new(id.parse().ok()?)?,
+        payment_type: payment_type.parse().ok()?,
+        receipt: receipt?.to_owned(),
+        paid_at: paid_at.parse().ok().and_then(time),
+        day: Some(day).filter(|day| !day.is_empty()).map(str::to_owned),
+    })
 }
 
 /// The parts that are due, packed as `number:won:since,...`. `refunded`: the won of all parts.
@@ -283,10 +302,10 @@ mod tests {
         at.local(chrono_tz::Asia::Seoul)
     }
 
-    const CAMPAIGN: &str = "code A|type FIXED|amount 5|total 9|issued 3|withheld 1|opens_at 0|closes_at 5|expires_at 9";
-    const ORDER: &str = "user 1|status PAID|lines 1:2:300,2:1:5|total 605|discount 5|final 600|coupon 4|placed_at 1|\
-        expires_at 9|payment 7|type CARD|receipt r|paid_at 5|closed_at 6|reason REFUNDED|gateway REFUND_DUE|gateway_at 5|\
-        key 0a|fingerprint 0b|day 20260302";
+    const CAMPAIGN: &str = "code A;type FIXED;amount 5;total 9;issued 3;withheld 1;opens_at 0;closes_at 5;expires_at 9";
+    const ORDER: &str = "user 1;status PAID;lines 1:2:300,2:1:5;total 605;discount 5;final 600;coupon 4;placed_at 1;\
+        expires_at 9;receipt r;payment 7|CARD|GATEWAY|5|20260302;closed_at 6;reason REFUNDED;gateway REFUND_DUE;gateway_at 5;\
+        key 0a;fingerprint 0b";
     const NUMBERS: &[&str] = &[
         "",
         "0",
@@ -305,13 +324,14 @@ mod tests {
     fn hash(record: &str) -> HashMap<String, String> {
         let field =
             |field: &str| field.split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
-        record.split('|').map(field).collect()
+        record.split(';').map(field).collect()
     }
 
     /// A record with some fields changed or removed.
     fn changed(record: &'static str) -> impl Strategy<Value = HashMap<String, String>> {
         let names: Vec<String> = hash(record).into_keys().collect();
-        let value = prop_oneof![3 => select(NUMBERS).prop_map(str::to_owned), 1 => any::<String>()];
+        let packed = select(NUMBERS).prop_map(|number| format!("7|CARD|GATEWAY|{number}|{number}"));
+        let value = prop_oneof![3 => select(NUMBERS).prop_map(str::to_owned), 1 => packed, 1 => any::<String>()];
         collection::vec((select(names), proptest::option::weighted(0.9, value)), 0..5).prop_map(move |changes| {
             let mut fields = hash(record);
             for (name, value) in changes {

@@ -100,6 +100,7 @@ fn assemble(file: &str) -> String {
         ("idempotency", include_str!("../../lua/lib/idempotency.lua")),
         ("batch", include_str!("../../lua/lib/batch.lua")),
         ("holds", include_str!("../../lua/lib/holds.lua")),
+        ("payment", include_str!("../../lua/lib/payment.lua")),
         ("placing", include_str!("../../lua/lib/placing.lua")),
         ("shares", include_str!("../../lua/lib/shares.lua")),
     ] {

@@ -2,8 +2,9 @@
 //!
 //! A version 1 entry holds one event as a flat list of fields; version 4 the same, of an event that only versions with refunds of
 //! parts and payment providers know; version 5, that only versions that bring users in know. A version 3 entry holds the events of a batched
-//! call, packed into one text; version 2 is that of releases whose orders had remote lines. Decoding validates every field; an event that does
-//! not decode becomes a dead letter.
+//! call, packed into one text; version 2 is that of releases whose orders had remote lines; in version 6 an order that was paid when it was
+//! placed is one text, `order_checked_out`, for two events. Decoding validates every field; an event that does not decode becomes a
+//! dead letter.
 
 mod decode;
 mod fields;
@@ -22,6 +23,8 @@ pub const BATCH: i64 = 3;
 pub const SINGLE_OF_REFUNDS: i64 = 4;
 /// The version of an entry with one event about users that versions before bringing users in must not project.
 pub const SINGLE_OF_USERS: i64 = 5;
+/// The version of an entry with a batch of orders that were paid when they were placed.
+pub const BATCH_OF_CHECKOUTS: i64 = 6;
 /// The version of an entry with a batch of events of releases whose orders had remote lines.
 const BATCH_WITH_REMOTE_LINES: i64 = 2;
 /// Separates the parts of a packed event. No part contains a control character.

@@ -31,7 +31,7 @@ impl OrderRow {
 
     /// The fields of the order's hash in Redis, as the scripts would have left them.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
-        let (pending, by_gateway) = (self.paid_at.is_none(), self.gateway().is_some());
+        let by_gateway = self.gateway().is_some();
         let number = |n: Option<i64>| n.map(|n| n.to_string());
         let of_gateway = |text: &Option<String>| by_gateway.then(|| text.clone().unwrap_or_default());
         let fields = [
@@ -46,12 +46,8 @@ impl OrderRow {
             ("expires_at", Some(self.expires_at.to_string())),
             ("closed_at", number(self.closed_at)),
             ("reason", self.close_reason.clone()),
-            ("day", self.day.clone()),
-            ("payment", number(self.payment_id)),
-            ("type", self.payment_type.clone()),
-            ("method", self.method.clone().filter(|_| !pending)),
             ("receipt", self.receipt.clone()),
-            ("paid_at", number(self.paid_at)),
+            ("payment", self.payment_id.map(|id| self.packed_payment(id))),
             ("transaction", self.transaction_id.clone()),
             ("gateway", self.gateway().map(str::to_owned)),
             ("gateway_at", number(self.started_at).filter(|_| by_gateway)),
@@ -62,6 +58,14 @@ impl OrderRow {
             ("fingerprint", of_gateway(&self.key_fingerprint)),
         ];
         fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect()
+    }
+
+    /// The order's payment as the scripts pack it (`lua/lib/payment.lua`).
+    fn packed_payment(&self, id: i64) -> String {
+        let paid = |text: &Option<String>| text.clone().filter(|_| self.paid_at.is_some()).unwrap_or_default();
+        let kind = self.payment_type.as_deref().unwrap_or_default();
+        let paid_at = self.paid_at.map(|at| at.to_string()).unwrap_or_default();
+        format!("{id}|{kind}|{}|{paid_at}|{}", paid(&self.method), paid(&self.day))
     }
 }
 

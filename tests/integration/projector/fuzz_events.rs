@@ -83,6 +83,8 @@ fn emitted_kinds() -> BTreeSet<String> {
         for line in source.lines().filter_map(|line| line.strip_prefix("-- Emits ")) {
             let words = line.split(|c: char| !c.is_ascii_alphabetic() && c != '_');
             let kind = |word: &&str| word.contains('_') && *word == word.to_ascii_lowercase();
+            // It is decoded as the two that its header names too.
+            let kind = |word: &&str| kind(word) && *word != "order_checked_out";
             kinds.extend(words.filter(kind).map(str::to_owned));
         }
     }

@@ -178,6 +178,7 @@ fn script_files_match_registered_scripts() {
             ("idempotency", "local function replay"),
             ("batch", "local function with_record"),
             ("holds", "local function unpack_lines"),
+            ("payment", "local function payment_of"),
             ("placing", "local function judge"),
             ("shares", "local function share_of"),
         ] {

@@ -225,7 +225,8 @@ async fn projection_stops_at_newer_event_version() {
     let test = TestApp::start().await;
     let mut redis = test.raw().await;
     test.user(1_000).await;
-    poison(&mut redis, true, &[("v", b"6"), ("at", b"1"), ("kind", b"from_the_future")]).await;
+    let newer = (event::BATCH_OF_CHECKOUTS + 1).to_string();
+    poison(&mut redis, true, &[("v", newer.as_bytes()), ("at", b"1"), ("kind", b"from_the_future")]).await;
     for _ in 0..2 {
         let error = test.app.projector.drain().await.unwrap_err().to_string();
         assert!(error.contains("newer"), "{error}");

@@ -190,7 +190,10 @@ async fn read_keys(all: &mut Redis, redis: &mut MultiplexedConnection, listed: B
             ["recovered"] => all.recovered.extend(given(get(redis, "HGETALL", &[&key]).await)),
             ["freed"] | ["price_version"] | ["limit_groups"] => {}
             ["order", order] => {
-                let Some((fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
+                let Some((mut fields, ttl)) = hash_with_ttl(redis, &key).await else { continue };
+                if let Some(day) = fields.get("payment").and_then(|payment| payment.rsplit('|').next()) {
+                    fields.insert("day".to_owned(), day.to_owned());
+                }
                 all.orders.insert(id(order), fields);
                 // A TTL of 0 ms ends now.
                 if ttl >= 0 {
