@@ -5,7 +5,7 @@
 -- KEYS 1 user    hash    name balance entries tail open
 --      2 outbox  stream
 -- ARGV 1 maximum of steps  2 user id
--- Returns {'ENTRIES', '1' if the walk reached the maximum else '0', {field, value, ...} of an entry of one event, ...},
+-- Returns {'ENTRIES', '1' if the walk reached the maximum else '0', {field, value, ...} of an entry with one change, ...},
 --         newest first, or USER_NOT_FOUND
 --@include lists
 --@include idempotency

@@ -9,11 +9,12 @@
 
 use std::{
     collections::HashSet,
+    future::pending,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -60,6 +61,8 @@ const RETRY_BATCH: i64 = 100;
 /// A webhook's rounds in this process.
 struct Run {
     holder: String,
+    /// When the lease was asked for.
+    leased: Instant,
     window: usize,
     /// Read while the last round was sending: the events after this cursor.
     prefetched: Option<(EventCursor, EventPage)>,
@@ -147,11 +150,12 @@ impl Webhooks {
     async fn run_rounds(&self, id: WebhookId) -> Result<(), Error> {
         static RUNS: AtomicU64 = AtomicU64::new(0);
         let holder = format!("{}/{}", self.process, RUNS.fetch_add(1, Ordering::Relaxed));
-        let mut run = Run { holder, window: FIRST_WINDOW, prefetched: None };
+        let mut run = Run { holder, leased: Instant::now(), window: FIRST_WINDOW, prefetched: None };
         while let Some(leased) = rounds::lease(&self.db, id, &run.holder, LEASE_TIME).await? {
             if !self.round(&leased, &mut run).await? {
                 return rounds::release(&self.db, id, &run.holder).await;
             }
+            run.leased = Instant::now();
         }
         Ok(())
     }
@@ -185,7 +189,7 @@ impl Webhooks {
         let prefetching =
             async { if page.has_more { self.engine.events(query, Duration::ZERO).await.ok() } else { None } };
         let both = async { tokio::join!(sending, prefetching) };
-        let (mut sent, prefetched) = self.renewing(&round, &run.holder, both).await;
+        let (mut sent, prefetched) = self.renewing(&round, (&run.holder, run.leased), both).await;
         let attempted = sent.iter().any(|sent| matches!(sent, Sent::Attempted(..)));
         if round.is_stopped() && !attempted {
             return Ok(false);
@@ -254,23 +258,45 @@ impl Webhooks {
         })
     }
 
-    /// Runs `work`, and keeps the lease meanwhile. The round uses what operators change, and ends if the webhook is off, or the lease
-    /// is another's.
-    async fn renewing<T>(&self, round: &Round<'_>, holder: &str, work: impl Future<Output = T>) -> T {
-        let (mut work, mut renewed) = (std::pin::pin!(work), Instant::now());
+    /// Runs `work`, and keeps the lease meanwhile, which was taken at `leased`. The round begins nothing more at a stop, or if the lease
+    /// is not kept; what is under way ends.
+    async fn renewing<T>(
+        &self,
+        round: &Round<'_>,
+        (holder, leased): (&str, Instant),
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = std::pin::pin!(work);
+        let stopping = async {
+            self.stopping.cancelled().await;
+            round.stop();
+            pending().await
+        };
+        tokio::select! {
+            done = &mut work => done,
+            done = stopping => done,
+            () = self.keep_lease(round, holder, leased) => work.await,
+        }
+    }
+
+    /// Renews the lease as long as the webhook is on and the lease is not another's, and has the round use what operators change. If
+    /// PostgreSQL has not renewed it for half of its time, the round begins nothing more.
+    async fn keep_lease(&self, round: &Round<'_>, holder: &str, mut renewed: Instant) {
         loop {
-            tokio::select! {
-                done = &mut work => return done,
-                () = self.stopping.cancelled(), if !round.is_stopped() => round.stop(),
-                () = sleep(RENEW_INTERVAL) => match rounds::renew(&self.db, round.webhook(), holder, LEASE_TIME).await {
-                    Ok(Some(changed)) => {
-                        renewed = Instant::now();
-                        round.update(self, &changed);
-                    }
-                    Ok(None) => round.stop(),
-                    Err(_) if renewed.elapsed() > LEASE_TIME / 2 => round.stop(),
-                    Err(error) => tracing::debug!(%error, "the lease of a webhook is not renewed"),
-                },
+            sleep(RENEW_INTERVAL).await;
+            let (begun, left) = (Instant::now(), (LEASE_TIME / 2).saturating_sub(renewed.elapsed()));
+            match timeout(left.max(RENEW_INTERVAL), rounds::renew(&self.db, round.webhook(), holder, LEASE_TIME)).await
+            {
+                Ok(Ok(Some(changed))) => {
+                    renewed = begun;
+                    round.update(self, &changed);
+                }
+                Ok(Ok(None)) => return round.stop(),
+                Ok(Err(error)) => tracing::debug!(%error, "the lease of a webhook is not renewed"),
+                Err(_) => tracing::debug!("PostgreSQL does not answer to the renewal of a webhook's lease"),
+            }
+            if renewed.elapsed() >= LEASE_TIME / 2 {
+                round.stop();
             }
         }
     }

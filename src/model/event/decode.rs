@@ -1,15 +1,15 @@
 //! Decodes the entries of an outbox.
 
-use std::borrow::Cow;
-
-use super::{fields::EventFields, *};
+use super::{
+    batch::{CHECKED_OUT, packed_event, packed_events},
+    fields::EventFields,
+    *,
+};
 
 /// Separates the events of an entry, and the users of an event.
 pub(super) const NEXT_EVENT: char = '\u{1e}';
 /// The field of an entry with a batch that holds its events.
 const EVENTS: &str = "events";
-/// The kind of a packed event that is an order and its payment.
-const CHECKED_OUT: &str = "order_checked_out";
 /// The field with the id of the request.
 const REQUEST_ID: &str = "rid";
 /// The parts at the end of a packed event whose request had an idempotency key.
@@ -93,14 +93,15 @@ pub fn fields_of(fields: &[(String, String)], nth: usize) -> Vec<(String, String
     let all = || fields.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let head = EntryHead { version, epoch: all().find(|(name, _)| *name == "epoch") };
     let events = all().find(|(name, _)| *name == EVENTS);
-    let packed = events.and_then(|(_, packed)| packed_events(version, packed).into_iter().nth(nth));
+    let packed = events.and_then(|(_, packed)| packed_event(version, packed, nth));
     let unpacked = packed.as_deref().and_then(|packed| unpack(head, packed).ok());
     let packed = packed.as_deref().map(|packed| (EVENTS, packed));
     let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
     match unpacked {
         Some(EventFields(named)) => [("v", "1")].into_iter().chain(named).map(owned).collect(),
         None => {
-            let version = version.to_string();
+            // A checkout is two events where its version is; what is not readable is one.
+            let version = if version == BATCH_OF_CHECKOUTS { BATCH } else { version }.to_string();
             [("v", version.as_str())].into_iter().chain(head.epoch).chain(packed).map(owned).collect()
         }
     }
@@ -116,55 +117,6 @@ pub fn request_id(fields: &[(String, String)]) -> Option<&str> {
 struct EntryHead<'a> {
     version: i64,
     epoch: Option<(&'a str, &'a str)>,
-}
-
-/// The packed events of a batch, one for each decision.
-fn packed_events(version: i64, packed: &str) -> Vec<Cow<'_, str>> {
-    let events = packed.split(NEXT_EVENT);
-    if version == BATCH_OF_CHECKOUTS {
-        events.flat_map(checkout_events).collect()
-    } else {
-        events.map(Cow::Borrowed).collect()
-    }
-}
-
-/// The two decisions of an order that was paid when it was placed, `order_placed` and `order_paid`, as two calls would have packed
-/// them. One without its parts stays so, under both numbers.
-fn checkout_events(packed: &str) -> Vec<Cow<'_, str>> {
-    let joined = |parts: &[&[&str]]| Cow::Owned(parts.concat().join(&SEPARATOR.to_string()));
-    let parts: Vec<&str> = packed.split(SEPARATOR).collect();
-    let seq = parts.get(1).and_then(|seq| seq.parse::<i64>().ok());
-    let Some(seq) = seq.filter(|_| parts[0] == CHECKED_OUT) else { return vec![Cow::Borrowed(packed)] };
-    let next = seq.saturating_add(1).to_string();
-    let &[
-        _,
-        seq,
-        at,
-        rid,
-        order,
-        user,
-        lines,
-        total,
-        discount,
-        price,
-        coupon,
-        expires_at,
-        payment,
-        kind,
-        receipt,
-        day,
-        before,
-        after,
-        entry_no,
-        prev,
-        ref record @ ..,
-    ] = &parts[..]
-    else {
-        return vec![Cow::Borrowed(packed), joined(&[&[CHECKED_OUT, &next], &parts[2..]])];
-    };
-    let placed = ["order_placed", seq, at, rid, order, user, lines, total, discount, price, coupon, expires_at];
-    let paid = ["order_paid", &next, at, rid, order, user, payment, kind, price, receipt, "BALANCE", "", lines, coupon];
-    vec![joined(&[&placed]), joined(&[&paid, &[day, price, before, after, entry_no, prev], record])]
 }
 
 /// Pairs the parts of a packed event with their names.
@@ -201,6 +153,7 @@ fn unpack<'a>(head: EntryHead<'a>, packed: &'a str) -> Result<EventFields<'a>, B
             "seq", "at", "rid", "order", "user", "from", "status", "reason", "lines", "coupon", "receipt", "method",
             "day", "watch", "withheld", "credit", "before", "after", "entry_no", "prev",
         ],
+        CHECKED_OUT => return Err(BadEvent(format!("{kind} does not have its parts"))),
         other => return Err(EventFields::bad("kind", other)),
     };
     let earlier: Vec<&'static str>;
@@ -463,58 +416,5 @@ impl Body {
             }
             other => return Err(EventFields::bad("kind", other)),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CHECKOUT: &str = "order_checked_out 9 1772427600000 rid 7 3 1:2:300 600 100 500 4 1772427700000 8 CARD r-1 20260302 900 400 2 1-0";
-
-    fn entry(version: i64, events: &str) -> Vec<(String, String)> {
-        let packed = events.replace(' ', "\u{1f}").replace('\n', "\u{1e}");
-        [("v", version.to_string()), ("epoch", "1".to_owned()), ("events", packed)]
-            .map(|(name, value)| (name.to_owned(), value))
-            .into()
-    }
-
-    #[test]
-    fn checkout_decoded_as_order_and_its_payment() {
-        let separate = "order_placed 9 1772427600000 rid 7 3 1:2:300 600 100 500 4 1772427700000\n\
-             order_paid 10 1772427600000 rid 7 3 8 CARD 500 r-1 BALANCE  1:2:300 4 20260302 500 900 400 2 1-0";
-        for record in ["", " 0a 0b 4:PAID"] {
-            let checkout = entry(BATCH_OF_CHECKOUTS, &format!("{CHECKOUT}{record}"));
-            let separate = entry(BATCH, &format!("{separate}{record}"));
-            let events = |fields| -> Vec<String> {
-                decode(fields)
-                    .into_iter()
-                    .map(|decoded| format!("{:?} {:?}", decoded.position, decoded.event.unwrap()))
-                    .collect()
-            };
-            assert_eq!(events(&checkout), events(&separate));
-            for nth in 0..3 {
-                assert_eq!(fields_of(&checkout, nth)[1..], fields_of(&separate, nth)[1..], "{nth}");
-            }
-        }
-    }
-
-    #[test]
-    fn both_decisions_of_broken_checkout_are_dead_letters() {
-        let short = CHECKOUT.rsplit_once(' ').unwrap().0;
-        let places = |events: &str| -> Vec<Option<(i64, i64)>> {
-            let decoded = decode(&entry(BATCH_OF_CHECKOUTS, events));
-            assert!(decoded.iter().any(|decoded| decoded.event.is_err()), "{decoded:?}");
-            decoded.iter().map(|decoded| decoded.position).collect()
-        };
-        let both = [Some((1, 9)), Some((1, 10))];
-        assert_eq!(places(short), both);
-        assert_eq!(places("order_checked_out 9"), both);
-        assert_eq!(places(&format!("{CHECKOUT} 0a")), both);
-        assert_eq!(places("order_checked_out x"), [None]);
-        assert_eq!(places("order_checked_out"), [None]);
-        // A version that has no such text, and one of a newer program.
-        assert!(decode(&entry(BATCH, CHECKOUT))[0].event.is_err());
-        assert!(is_newer(&entry(BATCH_OF_CHECKOUTS + 1, CHECKOUT)) && !is_newer(&entry(BATCH_OF_CHECKOUTS, CHECKOUT)));
     }
 }

@@ -6,6 +6,7 @@
 //! placed is one text, `order_checked_out`, for two events. Decoding validates every field; an event that does not decode becomes a
 //! dead letter.
 
+mod batch;
 mod decode;
 mod fields;
 mod packed;

@@ -132,12 +132,12 @@ async fn write_lease(
     row.as_ref().map(leased).transpose().map_err(translate_sqlx)
 }
 
-/// Gives the lease of a webhook back.
+/// Gives the lease of a webhook back. A renewal that PostgreSQL executes later finds no holder.
 ///
 /// # Errors
 /// [`Error::Unavailable`] while PostgreSQL is.
 pub async fn release(db: &Connection, webhook: WebhookId, process: &str) -> Result<(), Error> {
-    sqlx::query("UPDATE webhooks SET leased_until = NULL WHERE id = $1 AND leased_by = $2")
+    sqlx::query("UPDATE webhooks SET leased_until = NULL, leased_by = NULL WHERE id = $1 AND leased_by = $2")
         .bind(webhook.get())
         .bind(process)
         .execute(db.get_postgres_connection_pool())

@@ -85,6 +85,41 @@ async fn log_has_attempts_of_round_when_webhook_is_switched_off() {
     test.finish().await;
 }
 
+/// While PostgreSQL does not answer, a round begins no request once half of its lease is over. Another process sends the rest, in order.
+#[tokio::test]
+async fn round_begins_nothing_more_when_its_lease_is_not_renewed() {
+    let test = TestApp::start().await;
+    let receiver = Receiver::start().await;
+    webhook(&test, &receiver, &["balance.charged"]).await;
+    let user = charges(&test, 1).await[0];
+    for _ in 0..2 {
+        test.put_charge(user, 1).await.ok();
+    }
+    test.drain().await;
+    let sending = hanging_round(&test, &receiver, 1).await;
+    let mut locking = test.app.db.get_postgres_connection_pool().begin().await.unwrap();
+    sqlx::query("LOCK TABLE webhooks").execute(&mut *locking).await.unwrap();
+    let sql = "SELECT leased_until - clock_timestamp() < interval '2 s' FROM webhooks";
+    let mut is_ending = async || -> bool { sqlx::query_scalar(sql).fetch_one(&mut *locking).await.unwrap() };
+    until("the lease ends", async || is_ending().await.then_some(())).await;
+    receiver.release();
+    locking.rollback().await.unwrap();
+    sending.await.unwrap();
+    assert_eq!(receiver.received().len(), 1);
+    // The first request may have ended by its own timeout: then it is sent again.
+    test.clock.advance(60_000);
+    let other = test.open_instance(&test.options).await.unwrap();
+    until("another process sends the rest", async || {
+        other.webhooks.send_due().await.unwrap();
+        let ids: BTreeSet<String> = receiver.received().into_iter().map(|request| request.id).collect();
+        (ids.len() == 3).then_some(())
+    })
+    .await;
+    other.db.close().await.unwrap();
+    assert_ordered(&receiver.take());
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn stopped_process_writes_what_it_has_sent() {
     let test = TestApp::start().await;
