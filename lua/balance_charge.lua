@@ -75,7 +75,7 @@ for i = 1, n do
 end
 if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-local id = emit(outbox, 3, epoch, events)
+local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #charged do
   local user = users[charged[i]]

@@ -79,7 +79,7 @@ for i = 1, n do
 end
 if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-emit(outbox, 3, epoch, events)
+emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 redis.call('HSET', campaign, 'issued', whole(issued))
 write_in_chunks('SADD', holders, winners)

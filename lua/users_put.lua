@@ -65,7 +65,7 @@ redis.call('XADD', outbox, '*', 'v', 5, 'kind', 'users_put', 'epoch', epoch, 'se
 redis.call('HSET', meta, 'seq', whole(seq))
 local tail = ''
 if #entries > 0 then
-  tail = emit(outbox, 3, epoch, entries)
+  tail = emit(outbox, epoch, entries)
   redis.call('HSET', meta, 'seq', last)
 end
 for i = 1, #writes do

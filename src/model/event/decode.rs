@@ -66,7 +66,7 @@ pub fn decode(fields: &[(String, String)]) -> Vec<Decoded> {
             let mut decoded = Decoded::new(Ok(EventFields(all().collect())));
             let kind = all().find(|(name, _)| *name == "kind").map_or("", |(_, kind)| kind);
             if OF_USERS.contains(&kind) != (version == SINGLE_OF_USERS) {
-                decoded.event = Err(BadEvent(format!("version {version} has no {kind}")));
+                decoded.event = Err(EventFields::bad("kind", kind));
             }
             vec![decoded]
         }

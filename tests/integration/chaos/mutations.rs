@@ -111,7 +111,7 @@ async fn run(mutation: Mutation, template: PathBuf) -> BTreeSet<&'static str> {
         }
         FailsBelowTheLine => {
             // Fails as a missing right or an argument list that is too long does.
-            let written = "local id = emit(outbox, 3, epoch, events)\n";
+            let written = "local id = emit(outbox, epoch, events)\n";
             mutate(&shop, &script::ORDER_PAY, written, &format!("{written}redis.call('HSET', meta)\n")).await;
             trade(&shop, &market, 1).await;
         }
