@@ -107,7 +107,7 @@ local units, won = move_taken(stock, sold), {}
 for id, n in pairs(units) do won[id] = n * prices[id] end
 ---- checks above, writes below -------------------------------------------------------------------------------------
 -- A version that does not know the event must not project it.
-local id = emit(outbox, 6, epoch, events)
+local id = emit(outbox, epoch, events, 6)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #placed do write_in_chunks('HSET', placed_keys[i], placed[i]) end
 for i = 1, #touched do

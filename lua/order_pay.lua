@@ -195,7 +195,7 @@ for i = 1, n do
 end
 if #events == 0 then return replies end
 ---- checks above, writes below -------------------------------------------------------------------------------------
-local id = emit(outbox, 3, epoch, events)
+local id = emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #ended do write_in_chunks('HSET', ended_keys[i], ended[i]) end
 write_in_chunks('ZREM', expiry, expired)

@@ -94,7 +94,7 @@ end
 if #events == 0 then return replies end
 move_taken(stock, held)
 ---- checks above, writes below -------------------------------------------------------------------------------------
-emit(outbox, 3, epoch, events)
+emit(outbox, epoch, events)
 redis.call('HSET', meta, 'seq', whole(seq - 1))
 for i = 1, #placed do write_in_chunks('HSET', placed_keys[i], placed[i]) end
 write_in_chunks('ZADD', expiry, ends)

@@ -49,7 +49,7 @@ local function with_record(event, record, fingerprint, reply)
   return table.concat({ event, record_parts(record, fingerprint, parts_of(reply)) }, SEPARATOR)
 end
 
--- Writes the batch's events as one entry of a version and returns the entry's id. The first write below the line.
-local function emit(outbox, version, epoch, events)
-  return redis.call('XADD', outbox, '*', 'v', version, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
+-- Writes the batch's events as one entry, of version 3 if none is given, and returns the entry's id. The first write below the line.
+local function emit(outbox, epoch, events, version)
+  return redis.call('XADD', outbox, '*', 'v', version or 3, 'epoch', epoch, 'events', table.concat(events, NEXT_EVENT))
 end

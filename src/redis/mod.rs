@@ -74,6 +74,7 @@ use crate::{
 
 /// The version of the data's layout in Redis. Every incompatible change increments it; a rebuild writes the current layout.
 ///
+/// 2: a user's coupons are in the user's own hash (before: in a hash of their own).
 /// 4: an order's payment is one field beside its receipt (before: five).
 pub const LAYOUT: i64 = 4;
 

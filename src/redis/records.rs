@@ -193,9 +193,8 @@ pub fn order_record(order_id: OrderId, fields: &HashMap<String, String>) -> Opti
     let final_price = if text("ordered").is_some() { total.checked_sub(discount)? } else { left_price };
     let due = due_parts(text("due").unwrap_or(""), final_price.checked_sub(left_price)?)?;
     let begun = begun_payment(text("payment"), text("receipt"));
-    let payment = begun.as_ref().and_then(|begun| {
-        let (BegunPayment { payment_id, payment_type, receipt, .. }, paid_at) = (begun.clone(), begun.paid_at?);
-        Some(OrderPayment { payment_id, payment_type, receipt, paid_at })
+    let payment = begun.clone().and_then(|BegunPayment { payment_id, payment_type, receipt, paid_at, .. }| {
+        Some(OrderPayment { payment_id, payment_type, receipt, paid_at: paid_at? })
     });
     let closed_at = int("closed_at").and_then(time);
     let gateway = match (text("gateway"), begun.clone()) {

@@ -2,15 +2,6 @@
 
 use super::*;
 
-/// Starts the rounds of all webhooks, and waits until a request hangs.
-async fn hanging_round(test: &TestApp, receiver: &Receiver, requests: usize) -> tokio::task::JoinHandle<()> {
-    receiver.hangs(true);
-    let webhooks = test.app.webhooks.clone();
-    let sending = tokio::spawn(async move { webhooks.send_due().await.unwrap() });
-    until("requests hang", async || (receiver.received().len() == requests).then_some(())).await;
-    sending
-}
-
 async fn leased_until(test: &TestApp) -> String {
     let sql = "SELECT leased_until::text FROM webhooks";
     sqlx::query_scalar(sql).fetch_one(test.app.db.get_postgres_connection_pool()).await.unwrap()
@@ -21,11 +12,7 @@ async fn round_uses_new_url_and_secret_when_changed_meanwhile() {
     let test = TestApp::start().await;
     let (old, new) = (Receiver::start().await, Receiver::start().await);
     let (id, leaked) = webhook(&test, &old, &["balance.charged"]).await;
-    let user = charges(&test, 1).await[0];
-    for _ in 0..3 {
-        test.put_charge(user, 1).await.ok();
-    }
-    test.drain().await;
+    charges_of_one(&test, 4).await;
     let sending = hanging_round(&test, &old, 1).await;
     let path = format!("/admin/v1/webhooks/{id}");
     let rotated = post(&test, &format!("{path}/rotate"), json!({"validSeconds": 0})).await.ok();
@@ -68,9 +55,7 @@ async fn log_has_attempts_of_round_when_webhook_is_switched_off() {
     let test = TestApp::start().await;
     let receiver = Receiver::start().await;
     let (id, _) = webhook(&test, &receiver, &["balance.charged"]).await;
-    let user = charges(&test, 1).await[0];
-    test.put_charge(user, 1).await.ok();
-    test.drain().await;
+    charges_of_one(&test, 2).await;
     let sending = hanging_round(&test, &receiver, 1).await;
     let path = format!("/admin/v1/webhooks/{id}");
     patch(&test, &path, json!({"enabled": false})).await.ok();
@@ -91,11 +76,7 @@ async fn round_begins_nothing_more_when_its_lease_is_not_renewed() {
     let test = TestApp::start().await;
     let receiver = Receiver::start().await;
     webhook(&test, &receiver, &["balance.charged"]).await;
-    let user = charges(&test, 1).await[0];
-    for _ in 0..2 {
-        test.put_charge(user, 1).await.ok();
-    }
-    test.drain().await;
+    charges_of_one(&test, 3).await;
     let sending = hanging_round(&test, &receiver, 1).await;
     let mut locking = test.app.db.get_postgres_connection_pool().begin().await.unwrap();
     sqlx::query("LOCK TABLE webhooks").execute(&mut *locking).await.unwrap();

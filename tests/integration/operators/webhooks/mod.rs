@@ -53,6 +53,25 @@ async fn charges(test: &TestApp, count: usize) -> Vec<i64> {
     users
 }
 
+/// A user with several charges.
+async fn charges_of_one(test: &TestApp, count: usize) -> i64 {
+    let user = charges(test, 1).await[0];
+    for _ in 1..count {
+        test.put_charge(user, 1).await.ok();
+    }
+    test.drain().await;
+    user
+}
+
+/// Starts the rounds of all webhooks, and waits until a request hangs.
+async fn hanging_round(test: &TestApp, receiver: &Receiver, requests: usize) -> tokio::task::JoinHandle<()> {
+    receiver.hangs(true);
+    let webhooks = test.app.webhooks.clone();
+    let sending = tokio::spawn(async move { webhooks.send_due().await.unwrap() });
+    until("requests hang", async || (receiver.received().len() == requests).then_some(())).await;
+    sending
+}
+
 /// The ids of all events, of those types if any.
 async fn event_ids(test: &TestApp, query: &str) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();

@@ -66,17 +66,8 @@ async fn slow_subject_delays_no_other_subject() {
     let test = TestApp::start().await;
     let receiver = Receiver::start().await;
     webhook(&test, &receiver, &["balance.charged"]).await;
-    let slow = charges(&test, 1).await[0];
-    for _ in 0..3 {
-        test.put_charge(slow, 1).await.ok();
-    }
-    test.drain().await;
-    receiver.hangs(true);
-    let sending = tokio::spawn({
-        let webhooks = test.app.webhooks.clone();
-        async move { webhooks.send_due().await.unwrap() }
-    });
-    until("the first one hangs", async || (receiver.received().len() == 1).then_some(())).await;
+    let slow = charges_of_one(&test, 4).await;
+    let sending = hanging_round(&test, &receiver, 1).await;
     let quick = charges(&test, 1).await[0];
     test.clock.advance(2_000);
     receiver.release();
